@@ -1,0 +1,51 @@
+"""nonesuch: deep generative models of images, every family under one contract.
+
+    import nonesuch as ns
+    model = ns.fit("diffusion", "digits", given="label", budget="1m")
+    model.sample(16, given={"label": 3}, seeds=0)
+
+Names are resolved on first use, so that importing this package loads neither torch nor any model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Category": "core.given",
+    "Given": "core.given",
+    "ImageSpec": "core.image",
+    "Model": "core.model",
+    "Number": "core.given",
+    "Recipe": "train.recipe",
+    "Schema": "core.given",
+    "Score": "evaluate.score",
+    "Seeds": "core.seeds",
+    "Text": "core.given",
+    "bits_per_dim": "evaluate.likelihood",
+    "check_model": "testing",
+    "classify": "evaluate.likelihood",
+    "compare": "evaluate.compare",
+    "fit": "train.fit",
+    "guided": "core.model",
+    "load": "catalog",
+    "save": "core.artifact",
+}
+_MODULES = ("catalog", "core", "data", "evaluate", "nn", "train")
+
+__all__ = sorted([*_PUBLIC, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"nonesuch.{_PUBLIC[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"nonesuch.{name}")
+    raise AttributeError(f"module 'nonesuch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC, *_MODULES])

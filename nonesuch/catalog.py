@@ -1,0 +1,71 @@
+"""A model's name is the path of its file: "diffusion/edm". Nothing registers; a file that is there is in the catalogue."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nonesuch.core.given import Schema
+    from nonesuch.core.image import ImageSpec
+    from nonesuch.core.model import Model
+
+FAMILIES = ("autoregressive", "flow", "vae", "diffusion", "energy", "gan")  # in the order of the taxonomy
+_MODELS = Path(__file__).parent / "models"
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every model's name, family by family; imports none of them."""
+    return tuple(f"{f}/{p.stem}" for f in FAMILIES for p in sorted((_MODELS / f).glob("[!_]*.py")))
+
+
+def resolve_name(name: str) -> str:
+    """A full name from a full name, a family ("diffusion": its first model) or a file's name alone ("edm")."""
+    from nonesuch.core.given import did_you_mean
+
+    found = [n for n in names() if name in (n, n.split("/")[1])] or [n for n in names() if n.split("/")[0] == name]
+    if not found:
+        raise ValueError(f"there is no model {name!r}; {did_you_mean(name, [*names(), *FAMILIES])}")
+    return found[0]
+
+
+def get(name: str) -> type[Model]:
+    """The class of a model's name. Raises ValueError with the nearest name for an unknown one."""
+    from nonesuch.core.model import Model
+
+    full = resolve_name(name)
+    module = importlib.import_module(f"nonesuch.models.{full.replace('/', '.')}")
+    found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Model) and c.__module__ == module.__name__]
+    assert len(found) == 1, f"{full} must define exactly one model class"
+    return found[0]
+
+
+def build(name: str, spec: ImageSpec, schema: Schema, preset: str | None = None, **config: Any) -> Model:
+    """A fresh model of that name: the preset of that name, or the one made for the image's size, with fields replaced."""
+    from nonesuch.core.artifact import read_dataclass
+    from nonesuch.core.card import choose_preset
+    from nonesuch.core.given import did_you_mean
+
+    cls = get(name)
+    preset = preset or choose_preset(cls.presets, spec)
+    if preset not in cls.presets:
+        raise ValueError(f"{resolve_name(name)} has no preset {preset!r}; {did_you_mean(preset, cls.presets)}")
+    fields = {**cls.presets[preset].config, **config}
+    return cls(read_dataclass(cls.Config, fields, f"the config of {resolve_name(name)}"), spec, schema)
+
+
+def load(path: str | Path, model: type[Model] | None = None) -> Model:
+    """Read a checkpoint folder. `model` is the class of one from outside the catalogue; no code is loaded by name."""
+    from nonesuch.core import artifact
+
+    def resolve(name: str) -> type[Model]:
+        if model is not None and name == artifact.model_name(model):
+            return model
+        if ":" in name:
+            raise ValueError(f"this checkpoint is of {name}, which is not in the catalogue; pass load(path, model=Class).")
+        return get(name)
+
+    return artifact.load(path, resolve)

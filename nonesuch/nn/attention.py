@@ -1,0 +1,77 @@
+"""Multi-head attention over a sequence, with normalised queries and keys.
+
+References:
+    Attention Is All You Need (Vaswani et al., 2017) arXiv:1706.03762, Eq. 1
+    Scaling Vision Transformers to 22 Billion Parameters (Dehghani et al., 2023) arXiv:2302.05442 (query-key normalisation)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nonesuch.nn.conv import Linear, zero
+from nonesuch.nn.norm import rms_norm
+
+
+class Cache:
+    """Keys and values so far; room for them doubles when it is full, so that a new position copies only itself."""
+
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        self.k, self.v, self.length = k, v, k.shape[2]
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in those of new positions, each (B, heads, T, width / heads), in place; returns all so far."""
+        start, self.length = self.length, self.length + k.shape[2]
+        if self.length > self.k.shape[2]:
+            room = (0, 0, 0, 2 * self.length - self.k.shape[2])
+            self.k, self.v = F.pad(self.k, room), F.pad(self.v, room)
+        self.k[:, :, start : self.length], self.v[:, :, start : self.length] = k, v
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+
+
+class Attention(nn.Module):
+    """(B, T, width) -> (B, T, width). `causal` lets position i see j <= i; a cache makes one new position cost one position.
+
+    The output layer starts at zero.
+    """
+
+    def __init__(self, width: int, num_heads: int, causal: bool = False) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"the width {width} must be a multiple of num_heads {num_heads}.")
+        self.num_heads, self.causal = num_heads, causal
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.out = zero(Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self._heads(x)
+        return self._merge(self._attend(q, k, v, self.causal))
+
+    def extend(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+        """The same for new positions x (B, 1, width) after those of the cache; returns their outputs and the cache, grown."""
+        q, k, v = self._heads(x)
+        if q.device.type == "cpu":
+            q, k, v = q.float(), k.float(), v.float()  # as `_attend` wants them, once
+        if cache is None:
+            cache = Cache(k, v)
+        else:
+            k, v = cache.append(k, v)
+        return self._merge(self._attend(q, k, v, causal=False).to(x.dtype)), cache
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        b, t, width = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
+        return rms_norm(q), rms_norm(k), v
+
+    @staticmethod
+    def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+        # On a CPU the float32 kernel is the faster one even where bf16 matrix products win (DESIGN section 6).
+        if q.device.type == "cpu" and q.dtype != torch.float32:
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    def _merge(self, heads: Tensor) -> Tensor:
+        out: Tensor = self.out(heads.transpose(1, 2).flatten(2))
+        return out

@@ -1,0 +1,65 @@
+"""A transformer block whose normalisations are modulated by a condition; causal or not.
+
+References:
+    Scalable Diffusion Models with Transformers (Peebles, Xie, 2022) arXiv:2212.09748 (adaLN-zero modulation)
+    Primer: Searching for Efficient Transformers for Language Modeling (So et al., 2021) arXiv:2109.08668 (squared ReLU)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nonesuch.core.seeds import Seeds
+from nonesuch.nn.attention import Attention, Cache
+from nonesuch.nn.conv import Dropout, Linear, zero
+from nonesuch.nn.norm import LayerNorm
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), on (B, T, width); c (B, width) scales, shifts and gates both.
+
+    `name` keys the dropouts, and `shared_dropout` drops the same units at all positions; `squared_relu` takes that activation for
+    gelu, at a fraction of its time on a CPU.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        causal: bool = False,
+        dropout: float = 0.0,
+        name: str = "block",
+        ratio: int = 4,
+        squared_relu: bool = False,
+        shared_dropout: bool = False,
+    ) -> None:
+        super().__init__()
+        self.squared_relu = squared_relu
+        self.norm1, self.norm2 = LayerNorm(width, affine=False), LayerNorm(width, affine=False)
+        self.attention = Attention(width, num_heads, causal)
+        self.mlp_in, self.mlp_out = Linear(width, ratio * width), zero(Linear(ratio * width, width))
+        self.modulation = zero(Linear(width, 4 * width))
+        self.drop1, self.drop2 = (Dropout(dropout, f"{name}/{i}", shared_dropout) for i in (1, 2))
+
+    def forward(self, x: Tensor, c: Tensor, keys: Seeds | None = None) -> Tensor:
+        scale1, shift1, scale2, shift2 = self._modulate(x, c)
+        x = x + self.drop1(self.attention(torch.addcmul(shift1, self.norm1(x), scale1)), keys)
+        return x + self.drop2(self._mlp(torch.addcmul(shift2, self.norm2(x), scale2)), keys)
+
+    def extend(self, x: Tensor, c: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+        """The next position x (B, 1, width) of a causal block, given the keys and values before it."""
+        scale1, shift1, scale2, shift2 = self._modulate(x, c)
+        attended, cache = self.attention.extend(torch.addcmul(shift1, self.norm1(x), scale1), cache)
+        x = x + attended
+        return x + self._mlp(torch.addcmul(shift2, self.norm2(x), scale2)), cache
+
+    def _modulate(self, x: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        scale1, shift1, scale2, shift2 = self.modulation(F.silu(c).to(x.dtype))[:, None].chunk(4, -1)
+        return 1 + scale1, shift1, 1 + scale2, shift2
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        h = self.mlp_in(x)
+        out: Tensor = self.mlp_out(F.relu(h).square() if self.squared_relu else F.gelu(h, approximate="tanh"))
+        return out

@@ -1,0 +1,37 @@
+"""One place that decides where and in which precision a model computes; explicit dtypes, no autocast.
+
+bf16 serves convolutions and matrix products where the processor multiplies it in hardware (AMX, or a GPU); weights, averages,
+losses, likelihoods and statistics stay float32. Without such hardware bf16 is slower than float32 (DESIGN section 6).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from nonesuch.core.model import Model
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def place(model: Model, device: str | None = None, precision: Precision = "auto") -> str:
+    """Move the model to its device, set its compute dtype, and say the decision in one line."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"precision must be auto, fp32 or bf16, not {precision!r}.")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    fast = has_bf16(where)
+    dtype = torch.bfloat16 if precision == "bf16" or (precision == "auto" and fast) else torch.float32
+    model.to(where)
+    for module in model.modules():
+        if isinstance(module, Model):
+            module.compute_dtype = dtype
+    name = "bf16" if dtype == torch.bfloat16 else "fp32"
+    return f"{where.type}, {torch.get_num_threads()} threads, {name} for convolutions and matrix products"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 products run in hardware there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,70 @@
+"""What a run tells: events, for the command line, a notebook or a server to draw, and `metrics.jsonl` beside the checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Event:
+    """kind: "start" (the plan, in `text`), "progress" (terms), "preview" (x: a sample grid's images), "saved" or "done"."""
+
+    kind: Literal["start", "progress", "preview", "saved", "done"]
+    images: int
+    total: int
+    seconds: float = 0.0
+    images_per_s: float = 0.0
+    terms: dict[str, float] = field(default_factory=dict)
+    text: str = ""
+    x: Tensor | None = None
+
+    @property
+    def seconds_left(self) -> float:
+        return (self.total - self.images) / self.images_per_s if self.images_per_s else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the pictures."""
+        named = {"kind": self.kind, "images": self.images, "total": self.total, "seconds": round(self.seconds, 3)}
+        return {**named, "images_per_s": round(self.images_per_s, 1), **self.terms, **({"text": self.text} if self.text else {})}
+
+
+def write_metrics(folder: Path, event: Event) -> None:
+    """Append an event to metrics.jsonl."""
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(event.to_json()) + "\n")
+
+
+@contextmanager
+def drawn(title: str) -> Iterator[Any]:
+    """A progress bar in a terminal or notebook; yields a function that takes events."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[terms]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal and not console.is_jupyter) as progress:
+        task = progress.add_task(title, total=None, rate="", terms="")
+
+        def draw(event: Event) -> None:
+            if event.kind == "start":
+                console.print(f"{title}: {event.text}", highlight=False)
+            terms = "  ".join(f"{k} {v:.3g}" for k, v in list(event.terms.items())[:4])
+            progress.update(
+                task, total=event.total, completed=event.images, rate=f"{event.images_per_s:,.0f} images/s", terms=terms
+            )
+
+        yield draw

@@ -1,0 +1,71 @@
+"""What a call of `fit` means: which model, on what, for how many images, and from where."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nonesuch import catalog
+from nonesuch.core import artifact
+from nonesuch.core.card import choose_preset
+from nonesuch.core.model import Model
+from nonesuch.core.seeds import initialise
+from nonesuch.data.dataset import Data
+from nonesuch.train import checkpoint
+from nonesuch.train.recipe import Budget, Recipe
+from nonesuch.train.run import Run, images_for
+
+
+def choose_model(
+    model: str | Path | Model, data: Data, preset: str | None, config: Mapping[str, Any], seed: int
+) -> tuple[Model, dict[str, Any]]:
+    """A fresh model of that name with its preset's recipe, or a copy of one that is there."""
+    if isinstance(model, Model):
+        built = copy.deepcopy(model)
+    elif Path(model).is_dir() or Path(model).suffix == ".safetensors":
+        built = catalog.load(model)
+    else:
+        built = catalog.build(str(model), data.spec, data.schema, preset, **config)
+        initialise(built, seed)
+        name = preset or choose_preset(type(built).presets, data.spec)
+        return built, dict(type(built).presets[name].recipe)
+    if preset or config:
+        raise ValueError("a model that is already built keeps its config; preset and config go with a catalogue name.")
+    if built.spec != data.spec or built.schema.columns.keys() != data.schema.columns.keys():
+        raise ValueError(
+            f"the model takes {built.spec.shape} given {list(built.schema.columns)}, "
+            f"the data has {data.spec.shape} given {list(data.schema.columns)}."
+        )
+    return built, {}
+
+
+def plan(model: Model, data: Data, recipe: Recipe, budget: Budget, text: str, out: Path | None) -> Run:
+    """The run, from where `out` has it or from its start; a time budget becomes a number of images here, once."""
+    if out:
+        _writable(out)
+    saved = checkpoint.recorded(out) if out else None
+    if saved is None and int(model.images_seen) == 0:
+        model.prepare(data.train.x.to(model.device), data.train.given.to(model.device))
+    run = Run(model, data.train, recipe, data.fingerprint, text, data.name)
+    if saved and saved.get("budget") == text:
+        run.recipe = replace(recipe, images=saved["recipe"]["images"])
+    elif budget.seconds:
+        run.recipe = replace(recipe, images=images_for(run, budget.seconds))
+    for optimizer in run.optimizers:
+        optimizer.recipe = run.recipe
+    if saved and out:
+        checkpoint.load(run, out)
+    return run
+
+
+def _writable(folder: Path) -> None:
+    """Find out now, not after an hour, that nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        artifact.write_atomic(folder / ".writable", b"")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(f"nothing can be written to {folder}: {error.strerror or error}; choose another folder.") from None

@@ -58,9 +58,16 @@ class Sound(Model, Likelihood):
         return LogProb(log_p.gather(-1, self.spec.to_levels(x)[..., None])[..., 0].flatten(1).sum(1), "exact")
 
 
+class Uniform(Sound):
+    """Every picture is as likely as any other: log2(levels) bits per dimension, on whatever picture."""
+
+    def logits(self, given: Given, n: int) -> Tensor:
+        return super().logits(given, n) * 0
+
+
 class TwoOwners(Sound):
     def objectives(self) -> list[Objective]:
-        return super().objectives() + [Objective("again", [self.out.weight], self.terms)]
+        return [*super().objectives(), Objective("again", [self.out.weight], self.terms)]
 
 
 class Orphan(Sound):

@@ -57,7 +57,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
     """Write tensors and a JSON description as one safetensors file, atomically."""
     from safetensors.torch import save as to_bytes
 
-    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for name, tensor in tensors.items():
+        plain[name] = tensor.detach().cpu().contiguous()
+        if (start := plain[name].untyped_storage().data_ptr()) in written:  # tied weights: the format has no shared memory
+            plain[name] = plain[name].clone()
+        written.add(start)
     write_atomic(path, to_bytes(plain, {"nonesuch": json.dumps(about)}))
 
 
@@ -76,7 +82,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(str(path), "pt") as opened:
             about = json.loads((opened.metadata() or {}).get("nonesuch", "null"))
             tensors = {k: opened.get_tensor(k) for k in opened.keys()}
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a safetensors file: {error}.") from None
     if not isinstance(about, dict):
         raise ValueError(f"{path} was not written by nonesuch: its header has no description.")
@@ -118,6 +124,9 @@ def build(about: Mapping[str, Any], resolve: Callable[[str], type[Model]]) -> Mo
         return cls(config, read_spec(about["spec"]), read_schema(about["schema"]), **parts)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the checkpoint's description is damaged: {type(error).__name__} {error}.") from None
+    except (RuntimeError, MemoryError, OverflowError) as error:  # nested without end, or sizes that no memory holds
+        said = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise ValueError(f"the checkpoint's description cannot be built: {said}.") from error
 
 
 def read_dataclass(cls: type, values: Mapping[str, Any], what: str) -> Any:

@@ -78,6 +78,8 @@ class Number:
             raw = [math.nan if v is None else float(v) for v in values]
         except (TypeError, ValueError):
             raise ValueError(f"{column} takes numbers, not {list(values)[:3]!r}.") from None
+        if any(map(math.isinf, raw)):
+            raise ValueError(f"{column} takes finite numbers; None is a missing one.")
         return (torch.tensor(raw, dtype=torch.float32) - self.mean) / self.std
 
     def missing(self, n: int) -> Tensor:
@@ -212,7 +214,7 @@ class Schema:
                     f"the condition has {given.n} rows of {sorted(given.columns)}; {n} of {sorted(self.columns)} wanted."
                 )
             return given
-        if given == AS_TRAINED:
+        if isinstance(given, str) and given == AS_TRAINED:
             drawn = Seeds.of(seeds, n)
             return Given(n, {k: c.draw(drawn, k) for k, c in self.columns.items()})
         if not isinstance(given, Mapping):
@@ -224,7 +226,7 @@ class Schema:
         columns = dict(self.missing(n).columns)
         for name, value in given.items():
             column = self[str(name)]
-            values = _rows(value, n, isinstance(column, Image), str(name))
+            values = _rows(value, n, len(column.spec.shape) if isinstance(column, Image) else None, str(name))
             columns[str(name)] = column.encode(values, str(name))
         return Given(n, columns)
 
@@ -237,13 +239,19 @@ class Schema:
         return Given(given.n, out)
 
 
-def _rows(value: Any, n: int, is_image: bool, column: str) -> list[Any]:
-    """A scalar for all rows, or one value a row."""
-    if isinstance(value, Tensor) and value.dim() > 0 and not (is_image and value.dim() < 4):
-        value = list(value) if is_image else value.tolist()
-    if isinstance(value, (list, tuple)) or type(value).__name__ == "ndarray":
-        values = list(value) if is_image else [v.item() if type(v).__module__ == "numpy" else v for v in value]
-        if len(values) != n:
-            raise ValueError(f"{column} has {len(values)} values for {n} images; give one value, or one an image.")
-        return values
-    return [value.item() if isinstance(value, Tensor) and value.dim() == 0 else value] * n
+def _rows(value: Any, n: int, image_dims: int | None, column: str) -> list[Any]:
+    """A scalar for all rows, or one value a row; `image_dims` are those of one picture, in a column of pictures."""
+    if image_dims is None:
+        value = _plain(value)
+    elif isinstance(value, Tensor) or type(value).__module__ == "numpy":
+        value = value if value.ndim == image_dims else list(value)
+    if isinstance(value, (list, tuple)):
+        if len(value) != n:
+            raise ValueError(f"{column} has {len(value)} values for {n} images; give one value, or one an image.")
+        return [_plain(v) if image_dims is None else v for v in value]
+    return [value] * n
+
+
+def _plain(value: Any) -> Any:
+    """A tensor's or numpy's values as Python's."""
+    return value.tolist() if isinstance(value, Tensor) or type(value).__module__ == "numpy" else value

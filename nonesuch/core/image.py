@@ -48,7 +48,10 @@ class ImageSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(int(s) for s in self.size))
         if self.value_range is not None:
-            object.__setattr__(self, "value_range", (float(self.value_range[0]), float(self.value_range[1])))
+            lo, hi = (float(v) for v in self.value_range)
+            if lo == hi or not math.isfinite(hi - lo):
+                raise ValueError(f"value_range needs two different finite numbers, not {self.value_range}.")
+            object.__setattr__(self, "value_range", (lo, hi))
         if self.axes not in AXES:
             raise ValueError(f"axes must be one of {', '.join(map(repr, AXES))}, not {self.axes!r}.")
         if len(self.size) != len(self.axes) or self.channels < 1 or any(s < 1 for s in self.size):

@@ -42,16 +42,13 @@ def split(images: Images, name: str, share: float = TEST_SHARE) -> Data:
 def open_npz(path: Path) -> Data:
     """An `.npz` or `.npy` file. x_train and x_test (with y_train, y_test, class_names) keep their split; x alone is split."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as numpy arrays: {error}.") from None
+        with path.open("rb") as file:  # closed here: numpy leaves a damaged file open
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
+    except Exception as error:  # numpy, zipfile and zlib each raise their own on a damaged file
+        raise ValueError(f"{path} cannot be read as numpy arrays: {str(error).rstrip('.')}.") from None
     if isinstance(loaded, np.ndarray):
         return from_array(loaded, name=path.stem)
-    with loaded as file:
-        try:
-            arrays = {k: file[k] for k in file.files}
-        except Exception as error:
-            raise ValueError(f"{path} is damaged: {error}.") from None
     names = [str(n) for n in arrays["class_names"]] if "class_names" in arrays else None
     key = next((k for k in ("x_train", "x", "images", "arr_0") if k in arrays), None)
     if key is None:
@@ -61,9 +58,10 @@ def open_npz(path: Path) -> Data:
     train = Images(spec, schema, values, given)
     if "x_test" not in arrays or key != "x_train":
         return split(train, path.stem)
-    test_spec, test_values = _read(arrays["x_test"], spec.levels, spec.axes)
-    if test_spec.shape != spec.shape:
-        raise ValueError(f"{path}: x_train holds images of {spec.shape}, x_test of {test_spec.shape}.")
+    test_spec, test_values = _read(arrays["x_test"], spec.levels, spec.axes, spec.value_range)
+    if (test_spec.shape, test_spec.kind) != (spec.shape, spec.kind):
+        kinds = f"{spec.kind} images of {spec.shape}, x_test {test_spec.kind} ones of {test_spec.shape}"
+        raise ValueError(f"{path}: x_train holds {kinds}.")
     _, test_given = _conditions(arrays.get("y_test"), len(test_values), names, schema)
     test = Images(spec, schema, test_values, test_given, "test")
     return Data(path.stem, train, test, fingerprint(train) + fingerprint(test))
@@ -76,33 +74,37 @@ def labelled(index: Tensor, names: tuple[str, ...]) -> tuple[Schema, Given]:
     return Schema({"label": Category(names, frequencies)}), Given(len(index), {"label": index})
 
 
-def _read(x: np.ndarray, levels: int | None, axes: str | None) -> tuple[ImageSpec, Tensor]:
-    """The spec of an array, and its pictures with channels first."""
-    if x.dtype == object or x.ndim < 2 or len(x) == 0 or x.dtype.kind not in "uifb":
+def _read(
+    x: np.ndarray, levels: int | None, axes: str | None, value_range: tuple[float, float] | None = None
+) -> tuple[ImageSpec, Tensor]:
+    """The spec of an array, and its pictures with channels first; `value_range` is that of floats, their own by default."""
+    if x.dtype == object or x.ndim < 2 or x.size == 0 or x.dtype.kind not in "uifb":
         raise ValueError(
             f"an array of shape {x.shape} and type {x.dtype} holds no images; (N, height, width) of numbers is wanted."
         )
-    axes = axes or {2: "", 3: "hw", 4: "hw", 5: "dhw"}.get(x.ndim, "hw")
-    if axes == "hw" and x.ndim == 4 and x.shape[-1] > 4 and x.shape[1] > 4:
-        axes = "dhw"
+    if axes is None:
+        axes = {2: "", 3: "hw", 4: "hw", 5: "dhw"}.get(x.ndim, "hw")
+        axes = "dhw" if x.ndim == 4 and x.shape[-1] > 4 and x.shape[1] > 4 else axes
     if x.ndim == len(axes) + 1:
         x = x[:, None] if axes else x
     elif x.ndim != len(axes) + 2:
         raise ValueError(f"an array of shape {x.shape} does not hold images of axes {axes!r}.")
-    elif x.shape[-1] <= 4:
+    elif axes and x.shape[-1] <= 4:
         x = np.moveaxis(x, -1, 1)
     channels, size = (x.shape[1], x.shape[2:]) if axes else (x.shape[1], ())
     if x.dtype.kind == "f":
         if not np.isfinite(x).all():
             raise ValueError("the array holds NaN or infinite values; clean it first.")
         lo, hi = float(x.min()), float(x.max())
-        value_range = (lo, hi) if hi > lo else (lo, lo + 1)
+        value_range = value_range or ((lo, hi) if hi > lo else (lo, lo + 1))
         spec = ImageSpec(channels, size, axes, "continuous", None, value_range, dtype=str(x.dtype))
         return spec, spec.from_values(torch.from_numpy(np.ascontiguousarray(x, np.float32)))
     if x.dtype.kind == "i" and x.min() < 0:
         raise ValueError("the array holds negative integers; shift them to start at 0, or pass floats.")
     levels = levels or (256 if x.dtype == np.uint8 else 65536 if x.dtype == np.uint16 else max(2, int(x.max()) + 1))
     spec = ImageSpec(channels, size, axes, levels=levels, dtype=str(x.dtype))
+    if int(x.max()) >= levels or levels > 2**31:
+        raise ValueError(f"the array holds the value {x.max()}, beyond the last of its {levels} levels; give other levels=.")
     kept = np.uint8 if levels <= 256 else np.int32
     return spec, torch.from_numpy(np.ascontiguousarray(x.astype(kept)))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nonesuch.core.given import Given, Schema
+from nonesuch.core.given import Category, Given, Number, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
 
@@ -55,6 +55,22 @@ class Images:
         return replace(self, schema=schema, given=Given(len(self), {c: self.given.columns[c] for c in columns}))
 
 
+    def recoded(self, schema: Schema) -> Images:
+        """The same pictures with their conditions coded by another schema of these columns; what it does not know is missing."""
+        columns = {}
+        for name, column in schema.columns.items():
+            own, value = self.schema[name], self.given.columns[name]
+            if type(own) is not type(column):
+                raise ValueError(f"the column {name!r} is a {type(own).__name__} here and a {type(column).__name__} there.")
+            if isinstance(column, Category) and isinstance(own, Category) and own.names != column.names:
+                place = [column.names.index(n) if n in column.names else -1 for n in own.names]
+                value = torch.where(value >= 0, torch.tensor([*place, -1])[value], -1)
+            elif isinstance(column, Number) and isinstance(own, Number) and (own.mean, own.std) != (column.mean, column.std):
+                value = (value * own.std + own.mean - column.mean) / column.std
+            columns[name] = value
+        return replace(self, schema=schema, given=Given(len(self), columns))
+
+
 @dataclass(frozen=True)
 class Data:
     """A source of pictures: its name, splits, a fingerprint of its content, and remarks a report must repeat."""
@@ -76,6 +92,10 @@ class Data:
     def select(self, columns: Sequence[str]) -> Data:
         """The same pictures with these condition columns only; unknown ones are answered by the nearest name."""
         return replace(self, train=self.train.select(columns), test=self.test.select(columns))
+
+    def recoded(self, schema: Schema) -> Data:
+        """The same pictures with their conditions coded by another schema of the same columns: that of a model made before."""
+        return replace(self, train=self.train.recoded(schema), test=self.test.recoded(schema))
 
     def validation(self, share: float = 0.15) -> Data:
         """The training split alone, split again: choose settings on this, never on the test split."""

@@ -37,7 +37,7 @@ def open_folder(root: Path) -> Data:
         test = _read(next(p for p, kind in splits.items() if kind == "test"), "test")
         if train.spec != test.spec or train.schema.columns.keys() != test.schema.columns.keys():
             raise ValueError(f"{root}: the train and test folders hold different kinds of images or classes.")
-        aligned = _align(test, train.schema)
+        aligned = test.recoded(train.schema)
         return Data(root.name, train, aligned, fingerprint(train) + fingerprint(aligned), _remarks(root))
     data = split(_read(root, "train"), root.name or str(root))
     return Data(data.name, data.train, data.test, data.fingerprint, _remarks(root))
@@ -56,7 +56,8 @@ def _read(root: Path, name: str) -> Images:
         odd = next(f for f, a in zip(files, arrays, strict=True) if (a.shape, str(a.dtype)) != usual)
         raise ValueError(
             f"{root} holds images of {len(kinds)} different sizes or modes: {most} of {len(files)} are "
-            f"{usual[0][2]} x {usual[0][1]} with {usual[0][0]} channels, {odd.name} is not. Bring them to one size and mode first."
+            f"{usual[0][2]} x {usual[0][1]} with {usual[0][0]} channels, {odd.name} is not. "
+            "Bring them to one size and mode first."
         )
     values = np.stack(arrays)
     deep = values.dtype == np.uint16
@@ -91,8 +92,10 @@ def _picture(path: Path) -> np.ndarray:
                 raise ValueError(f"{path} is of mode {opened.mode}; convert it to grey, RGB or RGBA first.")
             mode = "RGBA" if opened.mode == "P" and "transparency" in opened.info else _MODES[opened.mode]
             array = np.asarray(opened if opened.mode == mode else opened.convert(mode))
-    except (OSError, SyntaxError, Pillow.DecompressionBombError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}.".replace("..", ".")) from None
+    except Exception as error:  # decoders raise what they like on a damaged file: OSError, SyntaxError, struct.error, ...
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} cannot be read as an image: {str(error).rstrip('.')}.") from None
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
 
@@ -119,7 +122,7 @@ def _table(path: Path) -> list[dict[str, str]]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}.") from None
-    if not rows or "file_name" not in rows[0]:
+    if not rows or not all(r.get("file_name") for r in rows):
         raise ValueError(f"{path} needs a header with file_name, and a row for each image.")
     return rows
 
@@ -151,21 +154,6 @@ def _column(name: str, cells: list[str]) -> Category | Number:
         )
     counts = Counter(cells)
     return Category(tuple(distinct), tuple(counts[d] / len(cells) for d in distinct))
-
-
-def _align(images: Images, schema: Schema) -> Images:
-    """The same pictures with their conditions coded by another split's schema; what it does not know is missing."""
-    columns = {}
-    for name, column in schema.columns.items():
-        own, value = images.schema.columns[name], images.given.columns[name]
-        if isinstance(column, Category) and isinstance(own, Category):
-            place = [column.names.index(n) if n in column.names else -1 for n in own.names]
-            columns[name] = torch.where(value >= 0, torch.tensor([*place, -1])[value], -1)
-        elif isinstance(column, Number) and isinstance(own, Number):
-            columns[name] = (value * own.std + own.mean - column.mean) / column.std
-        else:
-            raise ValueError(f"the column {name!r} is a number in one split and a category in the other.")
-    return Images(images.spec, schema, images.levels, Given(len(images), columns), images.name)
 
 
 def _remarks(root: Path) -> tuple[str, ...]:

@@ -27,6 +27,9 @@ def open(source: Any) -> Data:
     if isinstance(source, Data):
         return source
     if isinstance(source, Mapping):
+        if "x" not in source:
+            held = ", ".join(map(str, source)) or "nothing"
+            raise ValueError(f"a dictionary of arrays needs x, and may have y; this one has {held}.")
         return from_array(source["x"], source.get("y"))
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return from_array(source)

@@ -47,7 +47,8 @@ class GaussianMixture:
         """Equal round modes on a circle in the plane: the usual picture of mode collapse."""
         angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
         means = radius * torch.stack([angle.cos(), angle.sin()], 1)
-        return cls(torch.full((modes,), 1 / modes, dtype=torch.float64), means, deviation**2 * torch.eye(2).double().repeat(modes, 1, 1))
+        weights = torch.full((modes,), 1 / modes, dtype=torch.float64)
+        return cls(weights, means, deviation**2 * torch.eye(2).double().repeat(modes, 1, 1))
 
     @classmethod
     def images(cls, modes: int = 3, shape: tuple[int, ...] = (1, 4, 4), seed: int = 0) -> GaussianMixture:
@@ -81,27 +82,30 @@ class GaussianMixture:
         off = (self.means - self.mean).flatten(1)
         return torch.einsum("k,kij->ij", self.weights, self.covariances + off[:, :, None] * off[:, None])
 
-    def _terms(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    def _terms(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """log w_k N(x; m_k, S_k + sigma^2) (B, K), and each mode's score (B, K, D)."""
         d = math.prod(self.shape)
-        noisy = self.covariances + sigma**2 * torch.eye(d, dtype=torch.float64)
-        off = (self.means - x.double()[:, None]).flatten(2)  # m_k - x
-        scores = torch.linalg.solve(noisy, off.transpose(0, 1), left=False).transpose(0, 1)
-        distance = (off * scores).sum(-1)
-        return self.weights.log() - 0.5 * (distance + torch.logdet(noisy) + d * math.log(2 * math.pi)), scores
+        noise = torch.as_tensor(sigma, dtype=torch.float64).view(-1, 1, 1, 1) ** 2 * torch.eye(d, dtype=torch.float64)
+        root = torch.linalg.cholesky(self.covariances + noise)  # (1 or B, K, D, D)
+        off = (self.means - x.double()[:, None]).flatten(2)[..., None]  # m_k - x
+        scores = torch.cholesky_solve(off, root.expand(len(x), -1, -1, -1))
+        distance = (off * scores).sum((-2, -1))
+        log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return self.weights.log() - 0.5 * (distance + log_det + d * math.log(2 * math.pi)), scores[..., 0]
 
-    def log_prob(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """log p (B,) in nats of x (B, *shape), or of x as noisy as sigma."""
+    def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+        """log p (B,) in nats of x (B, *shape), or of x as noisy as sigma, a number or one an image (B,)."""
         return self._terms(x, sigma)[0].logsumexp(1)
 
-    def score(self, x: Tensor, sigma: float = 0.0) -> Tensor:
+    def score(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """grad log p (B, *shape)."""
         logs, scores = self._terms(x, sigma)
         return torch.einsum("bk,bkd->bd", logs.softmax(1), scores).view(x.shape)
 
-    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """E[clean image | x] (B, *shape) for x = clean + sigma eps (Eq. 1)."""
-        return x.double() + sigma**2 * self.score(x, sigma)
+        rows = [-1, *[1] * len(self.shape)]
+        return x.double() + torch.as_tensor(sigma, dtype=torch.float64).view(rows) ** 2 * self.score(x, sigma)
 
     def sample(self, n: int, seeds: Seeds | int = 0) -> tuple[Tensor, Tensor]:
         """n images (n, *shape) float64, and the modes (n,) they came from."""
@@ -149,14 +153,15 @@ class TableOfImages:
         base = self.spec.levels ** torch.arange(self.spec.numel - 1, -1, -1)
         return self.probabilities[(self.spec.to_levels(x).flatten(1) * base).sum(1)].log()
 
-    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """E[clean image | x] (B, C, *size) float64 for x = clean + sigma eps, by summing over all images."""
         return (self.posterior(x, sigma) @ self.images.flatten(1).double()).view(x.shape)
 
-    def posterior(self, x: Tensor, sigma: float) -> Tensor:
+    def posterior(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """P(clean image | x) (B, levels^numel) for x = clean + sigma eps."""
         distance = ((x.double().flatten(1)[:, None] - self.images.flatten(1).double()) ** 2).sum(-1)
-        return (self.probabilities.log() - distance / (2 * sigma**2)).softmax(1)
+        variance = torch.as_tensor(sigma, dtype=torch.float64).view(-1, 1) ** 2
+        return (self.probabilities.log() - distance / (2 * variance)).softmax(1)
 
     def sample(self, n: int, seeds: Seeds | int = 0) -> Tensor:
         """n images (n, C, *size)."""

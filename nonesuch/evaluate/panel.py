@@ -109,8 +109,10 @@ class Panel:
         assert self.label is not None
         return split.labels(self.label)
 
-    def measure(self, subject: Subject, *, allowance_s: float = 60.0, sample_seeds: int = 5, tell: Callable[[str], None] = print) -> Measured:
-        """Sample the subject and score it; allowance_s bounds what is spent on more sampling seeds, and half of it on the rest."""
+    def measure(
+        self, subject: Subject, *, allowance_s: float = 60.0, sample_seeds: int = 5, tell: Callable[[str], None] = print
+    ) -> Measured:
+        """Sample the subject and score it; allowance_s bounds the time for more sampling seeds, half of it the rest."""
         out = Measured()
         sets = self._sampled(subject, out, allowance_s, sample_seeds, tell)
         tell("scoring samples")
@@ -126,7 +128,9 @@ class Panel:
         self._likelihood(subject, out, allowance_s / 2)
         return out
 
-    def _sampled(self, subject: Subject, out: Measured, allowance_s: float, seeds: int, tell: Callable[[str], None]) -> list[Tensor]:
+    def _sampled(
+        self, subject: Subject, out: Measured, allowance_s: float, seeds: int, tell: Callable[[str], None]
+    ) -> list[Tensor]:
         sets: list[Tensor] = []
         start = time.perf_counter()
         for s in range(seeds if self.label is not None else 1):  # only the classifiers' interval asks for more than one set
@@ -153,7 +157,11 @@ class Panel:
         mine = pixel_features(x) if pixels or self.extractor is None else self.extractor.features(x)
         named = {}
         if self.label is not None:
-            named = {"labels": self.labels(self.train), "train_labels": self.labels(self.data.train), "held_out_labels": self.labels(self.test)}
+            named = {
+                "labels": self.labels(self.train),
+                "train_labels": self.labels(self.data.train),
+                "held_out_labels": self.labels(self.test),
+            }
 
         def judged() -> dict[str, Score]:
             plain = {k: v.numpy() for k, v in named.items()}
@@ -245,7 +253,11 @@ def subject_of_model(model: Model, panel: Panel, name: str) -> Subject:
         return model.sample(len(given), given if columns else None, seeds=seed)
 
     if not isinstance(model, Likelihood):
-        why = "unnormalised: an energy is -log p up to an unknown constant" if isinstance(model, Energy) else "implicit: it samples without saying how probable an image is"
+        why = (
+            "unnormalised: an energy is -log p up to an unknown constant"
+            if isinstance(model, Energy)
+            else "implicit: it samples without saying how probable an image is"
+        )
         return Subject(name, sample, why)
     if model.spec.levels is None:
         return Subject(name, sample, "a density of continuous images, which is not comparable")

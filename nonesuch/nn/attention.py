@@ -7,8 +7,11 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nonesuch.nn.conv import Linear, zero
@@ -34,22 +37,22 @@ class Cache:
 class Attention(nn.Module):
     """(B, T, width) -> (B, T, width). `causal` lets position i see j <= i; a cache makes one new position cost one position.
 
-    The output layer starts at zero.
+    `norm` normalises each head's queries and keys. The output layer starts at zero.
     """
 
-    def __init__(self, width: int, num_heads: int, causal: bool = False) -> None:
+    def __init__(self, width: int, num_heads: int, causal: bool = False, norm: Callable[[Tensor], Tensor] = rms_norm) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"the width {width} must be a multiple of num_heads {num_heads}.")
-        self.num_heads, self.causal = num_heads, causal
+        self.num_heads, self.causal, self.norm = num_heads, causal, norm
         self.qkv = Linear(width, 3 * width, bias=False)
         self.out = zero(Linear(width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b t width"]) -> Float[Tensor, "b t width"]:
         q, k, v = self._heads(x)
         return self._merge(self._attend(q, k, v, self.causal))
 
-    def extend(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+    def extend(self, x: Float[Tensor, "b 1 width"], cache: Cache | None) -> tuple[Tensor, Cache]:
         """The same for new positions x (B, 1, width) after those of the cache; returns their outputs and the cache, grown."""
         q, k, v = self._heads(x)
         if q.device.type == "cpu":
@@ -63,7 +66,7 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b, t, width = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
-        return rms_norm(q), rms_norm(k), v
+        return self.norm(q), self.norm(k), v
 
     @staticmethod
     def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:

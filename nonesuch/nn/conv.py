@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from nonesuch.core.seeds import Seeds
@@ -43,7 +44,7 @@ class Conv(nn.modules.conv._ConvNd):
         return _CONV[self.dims](x, self.weight.to(x.dtype), bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
+def space_to_depth(x: Shaped[Tensor, "b c *size"], factor: int = 2) -> Shaped[Tensor, "b cells *smaller"]:
     """(B, C, s1, s2, ...) -> (B, C factor^d, s1/factor, ...): each cell of pixels becomes channels; exact, invertible."""
     b, c, *size = x.shape
     d = len(size)
@@ -52,7 +53,7 @@ def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
     return split.permute(order).reshape(b, c * factor**d, *[s // factor for s in size])
 
 
-def depth_to_space(x: Tensor, factor: int = 2) -> Tensor:
+def depth_to_space(x: Shaped[Tensor, "b c *size"], factor: int = 2) -> Shaped[Tensor, "b pixels *larger"]:
     """The inverse of space_to_depth."""
     b, c, *size = x.shape
     d = len(size)
@@ -61,12 +62,12 @@ def depth_to_space(x: Tensor, factor: int = 2) -> Tensor:
     return split.permute(order).reshape(b, c // factor**d, *[s * factor for s in size])
 
 
-def downsample(x: Tensor) -> Tensor:
+def downsample(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *half"]:
     """(B, C, *size) -> (B, C, *size / 2): the mean of each cell."""
     return {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[x.dim() - 2](x, 2)
 
 
-def upsample(x: Tensor) -> Tensor:
+def upsample(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *double"]:
     """(B, C, *size) -> (B, C, *2 size): nearest neighbour."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 

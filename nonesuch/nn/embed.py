@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nonesuch.core.given import Category, Given, Number, Schema, Text
@@ -13,7 +14,7 @@ from nonesuch.core.seeds import Seeds
 from nonesuch.nn.conv import Conv, Linear
 
 
-def sinusoidal(value: Tensor, width: int, max_period: float = 1e4) -> Tensor:
+def sinusoidal(value: Float[Tensor, b], width: int, max_period: float = 1e4) -> Float[Tensor, "b width"]:
     """Cosines and sines (B, width) of value (B,) at geometric frequencies from 1 to 1 / max_period.
 
     References: Attention Is All You Need (Vaswani et al., 2017) arXiv:1706.03762, section 3.5
@@ -39,7 +40,7 @@ class Fourier(nn.Module):
         self.register_buffer("frequency", 2 * math.pi * bandwidth * draw.normal("fourier/frequency", width)[0])
         self.register_buffer("phase", 2 * math.pi * draw.uniform("fourier/phase", width)[0])
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Float[Tensor, b]) -> Float[Tensor, "b width"]:
         return (value.float()[:, None] * self.frequency + self.phase).cos() * math.sqrt(2)
 
 
@@ -65,7 +66,7 @@ class GivenEmbedding(nn.Module):
         self.names = list(layers)
         self.layers = nn.ModuleList(layers.values())
 
-    def forward(self, given: Given, n: int, device: torch.device) -> Tensor:
+    def forward(self, given: Given, n: int, device: torch.device) -> Float[Tensor, "{n} {self.width}"]:
         """A condition of n rows -> (n, width) float32."""
         total = torch.zeros(n, self.width, device=device)
         for name, layer in zip(self.names, self.layers, strict=True):

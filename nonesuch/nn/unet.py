@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nonesuch.core.seeds import Seeds
@@ -33,7 +34,9 @@ class ResBlock(nn.Module):
         self.skip = Conv(dims, channels, out, 1) if channels != out else nn.Identity()
         self.drop = Dropout(dropout, name)
 
-    def forward(self, x: Tensor, c: Tensor, keys: Seeds | None = None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "b channels *size"], c: Float[Tensor, "b width"], keys: Seeds | None = None
+    ) -> Float[Tensor, "b out *size"]:
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.modulation(c.to(x.dtype)).view(*c.shape[:1], -1, *[1] * (x.dim() - 2)).chunk(2, 1)
         h = self.drop(F.silu(torch.addcmul(shift, self.norm2(h), scale + 1)), keys)
@@ -48,7 +51,7 @@ class PixelAttention(nn.Module):
         super().__init__()
         self.norm, self.attention = LayerNorm(channels), Attention(channels, num_heads)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
         tokens = x.flatten(2).transpose(1, 2)
         out = self.attention(self.norm(tokens)).transpose(1, 2).reshape(x.shape)
         return x + channels_last(out)
@@ -92,7 +95,9 @@ class UNet(nn.Module):
             self.up.append(stage)
         self.norm, self.leave = ChannelNorm(now + base), zero(Conv(dims, now + base, out))
 
-    def forward(self, x: Tensor, c: Tensor, keys: Seeds | None = None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "b channels *size"], c: Float[Tensor, "b width"], keys: Seeds | None = None
+    ) -> Float[Tensor, "b out *size"]:
         h = self.enter(channels_last(x))
         first, skips, sizes = h, [], []
         for level, stage in enumerate(self.down):

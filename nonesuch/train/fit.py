@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from nonesuch.train.device import Precision, place
 from nonesuch.train.log import Event, drawn, write_metrics
 from nonesuch.train.plan import choose_model, plan
 from nonesuch.train.recipe import Budget, Recipe
-from nonesuch.train.run import Run
+from nonesuch.train.run import Run, whole_rounds
 
 _LOG_S, _PREVIEW_S, _SAVE_S = 1.0, 60.0, 60.0  # how often a run logs, shows samples, and saves
 
 
-def train(run: Run, out: Path | None = None, preview: bool = False) -> Iterator[Event]:
+def train(run: Run, out: Path | None = None, preview: bool = False) -> Generator[Event, None, None]:
     """Step the run to its end, yielding events. With `out` it saves as it goes, at the end, and when interrupted."""
     start, first = time.perf_counter(), run.images
     last_log = last_preview = last_save = start
@@ -38,28 +38,37 @@ def train(run: Run, out: Path | None = None, preview: bool = False) -> Iterator[
     yield event("start", text=plan_text + (f", resumed at {first:,}" if first else ""))
     try:
         while run.images < run.recipe.images:
-            terms = run.step()
+            with whole_rounds():
+                terms = run.step()
             now = time.perf_counter()
             if now - last_log > _LOG_S:
                 last_log = now
                 yield event("progress")
             if preview and now - last_preview > _PREVIEW_S:
-                run.averages.swap()
-                x = run.model.sample(16, "as trained" if run.model.schema else None)
-                run.averages.swap()
+                x = _preview(run)
                 last_preview = time.perf_counter()
                 yield event("preview", x=x)
             if out and now - last_save > _SAVE_S:
                 checkpoint.save(run, out)
                 last_save = time.perf_counter()
                 yield event("saved")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, GeneratorExit):  # Ctrl-C here, or anything at all in who takes the events
         if out:
             checkpoint.save(run, out)
         raise
     if out:
         checkpoint.save(run, out)
     yield event("done")
+
+
+def _preview(run: Run) -> torch.Tensor:
+    """16 pictures of the averaged weights, under the conditions of the first training images."""
+    given = run.data.given[torch.arange(16) % len(run.data)]
+    run.averages.swap()
+    try:
+        return run.model.sample(16, given)
+    finally:
+        run.averages.swap()
 
 
 def fit(
@@ -93,16 +102,18 @@ def fit(
     opened = opened.select(columns)
     folder = Path(out) if out is not None else None
     built, defaults = choose_model(model, opened, preset, config or {}, seed)
+    opened = opened.recoded(built.schema)
     merged = {**defaults, **(recipe or {}), "seed": seed, "images": length.images}
     placed = place(built, device, precision)
     run = plan(built, opened, artifact.read_dataclass(Recipe, merged, "the recipe"), length, str(budget), folder)
-    with drawn(f"{artifact.model_name(type(built))} on {opened.name}: {placed}") if progress else _quiet() as draw:
-        for event in train(run, folder, preview=progress or on_event is not None):
-            draw(event)
-            if on_event:
-                on_event(event)
-            if folder:
-                write_metrics(folder, event)
+    with drawn(f"{artifact.model_name(type(built))} on {opened.name}: {placed}", opened.spec) if progress else _quiet() as draw:
+        with closing(train(run, folder, preview=progress or on_event is not None)) as events:
+            for event in events:
+                draw(event)
+                if on_event:
+                    on_event(event)
+                if folder:
+                    write_metrics(folder, event, opened.spec)
     run.averages.swap()
     return run.model
 

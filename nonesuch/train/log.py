@@ -11,6 +11,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from nonesuch.core.artifact import write_atomic
+from nonesuch.core.image import ImageSpec
+from nonesuch.data.pictures import half_blocks, png_bytes, sheet
+
+_SHOWN_PX = 16  # pictures up to so wide are drawn in the terminal; all are in samples.png
+
 
 @dataclass(frozen=True)
 class Event:
@@ -35,15 +41,18 @@ class Event:
         return {**named, "images_per_s": round(self.images_per_s, 1), **self.terms, **({"text": self.text} if self.text else {})}
 
 
-def write_metrics(folder: Path, event: Event) -> None:
-    """Append an event to metrics.jsonl."""
+def write_metrics(folder: Path, event: Event, spec: ImageSpec) -> None:
+    """Append an event to metrics.jsonl, and its pictures, if it has any, to the folder as samples.png."""
+    if event.x is not None:
+        grid = event.x[: len(event.x) // 4 * 4].unflatten(0, (4, -1))
+        write_atomic(folder / "samples.png", png_bytes(sheet(grid, spec), max(1, 64 // max(spec.size, default=1))))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(event.to_json()) + "\n")
 
 
 @contextmanager
-def drawn(title: str) -> Iterator[Any]:
-    """A progress bar in a terminal or notebook; yields a function that takes events."""
+def drawn(title: str, spec: ImageSpec) -> Iterator[Any]:
+    """A progress bar with samples now and then, in a terminal or notebook; yields a function that takes events."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -62,6 +71,8 @@ def drawn(title: str) -> Iterator[Any]:
         def draw(event: Event) -> None:
             if event.kind == "start":
                 console.print(f"{title}: {event.text}", highlight=False)
+            if event.x is not None and not progress.disable and max(spec.size, default=1) <= _SHOWN_PX:
+                progress.console.print(half_blocks(sheet(event.x[None, :8], spec)), highlight=False)
             terms = "  ".join(f"{k} {v:.3g}" for k, v in list(event.terms.items())[:4])
             progress.update(
                 task, total=event.total, completed=event.images, rate=f"{event.images_per_s:,.0f} images/s", terms=terms

@@ -27,9 +27,9 @@ class Adam:
         norm = torch.nn.utils.get_total_norm(grads)
         if not torch.isfinite(norm):
             return norm
-        if self.recipe.clip > 0:
-            torch._foreach_mul_(grads, (self.recipe.clip / (norm + 1e-8)).clamp(max=1.0))
-        for p, g in zip(self.objective.parameters, grads, strict=True):
+        scale = (self.recipe.clip / (norm + 1e-8)).clamp(max=1.0) if self.recipe.clip > 0 else torch.ones_like(norm)
+        # Not in place: two parameters' gradients may be one tensor (of a sum), or a single number spread out (of a mean).
+        for p, g in zip(self.objective.parameters, torch._foreach_mul(grads, scale), strict=True):
             p.grad = g
         self.inner.param_groups[0]["lr"] = self.recipe.lr_at(images) * self.objective.lr_scale
         self.inner.step()

@@ -11,6 +11,7 @@ from typing import Any
 from nonesuch import catalog
 from nonesuch.core import artifact
 from nonesuch.core.card import choose_preset
+from nonesuch.core.given import Category, did_you_mean
 from nonesuch.core.model import Model
 from nonesuch.core.seeds import initialise
 from nonesuch.data.dataset import Data
@@ -25,7 +26,7 @@ def choose_model(
     """A fresh model of that name with its preset's recipe, or a copy of one that is there."""
     if isinstance(model, Model):
         built = copy.deepcopy(model)
-    elif Path(model).is_dir() or Path(model).suffix == ".safetensors":
+    elif isinstance(model, Path) or model.endswith(".safetensors") or (Path(model) / artifact.WEIGHTS).is_file():
         built = catalog.load(model)
     else:
         built = catalog.build(str(model), data.spec, data.schema, preset, **config)
@@ -39,6 +40,13 @@ def choose_model(
             f"the model takes {built.spec.shape} given {list(built.schema.columns)}, "
             f"the data has {data.spec.shape} given {list(data.schema.columns)}."
         )
+    for name, column in data.schema.columns.items():
+        known = built.schema[name]
+        if type(column) is not type(known):
+            raise ValueError(f"the column {name!r} is of another kind in the data than in the model.")
+        for word in column.names if isinstance(column, Category) and isinstance(known, Category) else ():
+            if word not in known.names:
+                raise ValueError(f"the model does not know the {name} {word!r} of the data; {did_you_mean(word, known.names)}")
     return built, {}
 
 

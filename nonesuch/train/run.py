@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,7 +69,7 @@ class Run:
             terms = objective.terms(batch)
             for name, value in terms.loss.items():
                 if not torch.isfinite(value):
-                    raise self._stopped(f"the term {name!r} of {objective.name!r} is {float(value)}")
+                    raise self._stopped(f"the term {name!r} of {objective.name!r} is {float(value.detach())}")
             grads = torch.autograd.grad(sum(terms.loss.values()), objective.parameters)  # type: ignore[arg-type]
             norm = optimizer.step(grads, self.images)
             if not torch.isfinite(norm):
@@ -81,7 +85,7 @@ class Run:
 
     def _stopped(self, what: str) -> ValueError:
         batch = f"images {self.images} to {self.images + self.recipe.batch - 1} of the run"
-        return ValueError(f"{what} at the batch of {batch}; stopped before that update. Lower the learning rate, or clean the data.")
+        return ValueError(f"{what} at {batch}; stopped before that update. Lower the learning rate, or clean the data.")
 
     def about(self) -> dict[str, Any]:
         """What the model card says of this run."""
@@ -94,6 +98,29 @@ class Run:
             "learning rate": self.recipe.lr,
             "seed": self.recipe.seed,
         }
+
+
+@contextmanager
+def whole_rounds() -> Iterator[None]:
+    """Ctrl-C waits for the end of the round, so that what is then saved resumes exactly; a second one does not wait."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def images_for(run: Run, seconds: float) -> int:

@@ -1,0 +1,338 @@
+"""Every family on the same images, with the same budget, measured by the same `Panel`: which one is for this data?
+
+Each model is trained by `fit` with its own preset and the one budget, under the same seed and the same conditions; the classical
+baselines are fitted to the same training split. A family that fails has a row that says why. With `out` every model is a
+checkpoint in a folder below it, and what is finished there is not done again by the same call.
+
+References:
+| Deep Generative Modelling: A Comparative Review (Bond-Taylor et al., 2021) arXiv:2103.04922
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nonesuch import catalog
+from nonesuch.core import artifact
+from nonesuch.core.card import choose_preset
+from nonesuch.core.given import Category, did_you_mean
+from nonesuch.core.model import Model
+from nonesuch.data.dataset import Data
+from nonesuch.data.open import open as open_data
+from nonesuch.evaluate.baselines import BASELINES
+from nonesuch.evaluate.comparison import CLASSICAL, Comparison, Row
+from nonesuch.evaluate.panel import Measured, Panel, Subject, flat, subject_of_baseline, subject_of_model
+from nonesuch.train.fit import fit
+from nonesuch.train.log import Event
+from nonesuch.train.recipe import Budget
+
+__all__ = ["Comparison", "Progress", "Row", "compare", "digest_of_code", "subjects"]
+
+_ROW, _COLUMNS, _PAIRS = "row.safetensors", 10, 10  # a row's results; images a class in a grid; neighbours shown
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a comparison tells while it runs: the row's name, its place among `total`, and the stage; `event` is training's."""
+
+    row: str
+    place: int
+    total: int
+    stage: Literal["prepare", "train", "measure", "kept", "done", "failed"]
+    text: str = ""
+    event: Event | None = None
+
+
+def subjects(families: Sequence[str] | None, baselines: bool = True) -> list[str]:
+    """Full names of what is to be compared; families: names of families, models or baselines (None: one of every family)."""
+    classical = {b.replace(" ", "-").lower(): b for b in BASELINES}
+    if families is None:
+        there = {n.split("/")[0]: None for n in catalog.names()}
+        names = [catalog.resolve_name(f) for f in there]
+    else:
+        names = []
+        for asked in (f.strip() for f in families if f.strip()):
+            key = asked.replace(" ", "-").lower()
+            if key in classical:
+                names.append(classical[key])
+                continue
+            try:
+                names.append(catalog.resolve_name(asked))
+            except ValueError:
+                known = [*catalog.names(), *catalog.FAMILIES, *classical]
+                raise ValueError(f"there is no family or model {asked!r}; {did_you_mean(asked, known)}") from None
+    names += [b for b in BASELINES if baselines and b not in names]
+    if not names:
+        raise ValueError("there is nothing to compare; name a family, or leave the baselines in.")
+    return list(dict.fromkeys(names))
+
+
+def compare(
+    data: Data | str, *, budget: str | int | Budget = "5m", families: Sequence[str] | None = None,
+    given: str | Sequence[str] | None = "auto", seeds: int = 0, out: str | Path | None = None,
+    on_event: Callable[[Progress], None] | None = None, baselines: bool = True, limit: int = 2000, sample_seeds: int = 5,
+) -> Comparison:  # fmt: skip
+    """Train every family on the same images with the same budget, and measure all of them alike.
+
+    data: Data, or what `nonesuch.data.open` takes. budget: a time ("5m") or a number of images ("200k"), for each family.
+    families: as in `subjects`. given: the condition's columns; "auto" is the first one of categories, if there is one.
+    seeds: of training and of the first set of samples. out: a folder for the checkpoints, taken up again by the same call.
+    limit: the most images of a split, and samples, that are measured. Raises ValueError for bad names, budgets and data.
+    """
+    length = Budget.parse(budget)
+    names = subjects(families, baselines)
+    opened = open_data(data) if isinstance(data, str) else data
+    columns = _columns(opened, given)
+    tell = on_event or (lambda progress: None)
+    tell(Progress("", 0, len(names), "prepare", "training the feature network on the real images"))
+    start = time.perf_counter()
+    panel = Panel.of(opened, columns, limit=limit, seed=seeds)
+    run = _Run(
+        panel,
+        data if isinstance(data, str) else opened.name,
+        str(budget),
+        length,
+        seeds,
+        Path(out) if out else None,
+        sample_seeds,
+        tell,
+    )
+    prepare_s = time.perf_counter() - start
+    rows = [run.row(name, place, len(names)) for place, name in enumerate(names, 1)]
+    protocol = {**_protocol(panel, run, sample_seeds), "prepare_s": prepare_s, "seconds": time.perf_counter() - start}
+    return Comparison(_data_summary(opened, columns), protocol, rows, _grid(panel, panel.train.x))
+
+
+def digest_of_code(also: str = "") -> str:
+    """Eight hex digits that change with any file of this package: finished rows of other code are not taken for new ones."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.blake2b(also.encode(), digest_size=4)
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _columns(data: Data, given: str | Sequence[str] | None) -> tuple[str, ...]:
+    if given == "auto":
+        return tuple(n for n, c in data.schema.columns.items() if isinstance(c, Category))[:1]
+    columns = (given,) if isinstance(given, str) else tuple(given or ())
+    data.schema.select(columns)
+    return columns
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all rows of one comparison share."""
+
+    panel: Panel
+    source: str
+    text: str
+    budget: Budget
+    seed: int
+    out: Path | None
+    sample_seeds: int
+    tell: Callable[[Progress], None]
+
+    @property
+    def allowance_s(self) -> float:
+        """What may be spent on more sampling seeds than one: a fifth of the training time."""
+        return max(5.0, 0.2 * self.budget.seconds) if self.budget.seconds else 20.0
+
+    def row(self, name: str, place: int, total: int) -> Row:
+        """One subject's row: the kept one, a new one, or one that says why it failed."""
+
+        def tell(stage: Any, text: str = "", event: Event | None = None) -> None:
+            self.tell(Progress(name, place, total, stage, text, event))
+
+        folder = self.out / name.replace(" ", "-") if self.out else None
+        identity = self.identity(name)
+        kept = _kept(folder, identity)
+        if kept:
+            tell("kept", "finished before, and read again")
+            return kept
+        blank = Row(name, CLASSICAL if name in BASELINES else name.split("/")[0], self.command(name))
+        try:
+            subject = self.baseline(blank, tell) if name in BASELINES else self.network(blank, folder, tell)
+            measured = self.panel.measure(
+                subject, allowance_s=self.allowance_s, sample_seeds=self.sample_seeds, tell=lambda t: tell("measure", t)
+            )
+        except Exception as error:  # one family's failure, whatever it is, must not lose the others' hours
+            blank.failed = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            tell("failed", blank.failed if isinstance(error, ValueError) else traceback.format_exc())
+            return blank
+        _fill(blank, measured, self.panel)
+        if folder:
+            _keep(folder, identity, blank)
+        tell("done", _line(blank))
+        return blank
+
+    def network(self, row: Row, folder: Path | None, tell: Callable[..., None]) -> Subject:
+        """Train a model of the catalogue."""
+        cls = catalog.get(row.name)
+        row.card, row.citation = dataclasses.asdict(cls.card), cls.card.bibtex()
+        start, last = time.perf_counter(), []
+
+        def draw(event: Event) -> None:
+            last[:] = [event]
+            tell("train", event=event)
+
+        columns = list(self.panel.columns)
+        model = fit(row.name, self.panel.data, given=columns, budget=self.budget, seed=self.seed, out=folder, on_event=draw)
+        rate = last[0].images_per_s or _recorded_rate(folder)
+        row.costs |= {"wall_s": time.perf_counter() - start, **_costs(model, rate)}
+        row.command = self.command(row.name, int(model.images_seen))
+        return subject_of_model(model, self.panel, row.name)
+
+    def baseline(self, row: Row, tell: Callable[..., None]) -> Subject:
+        """Fit a classical model to the whole training split, or to the part of it that carries labels."""
+        tell("train", "fitting")
+        panel, split, labels = self.panel, self.panel.data.train, None
+        if panel.label:
+            split = split[(panel.labels(split) >= 0).nonzero()[:, 0]]
+            labels = panel.labels(split).numpy()
+        classes = len(panel.data.schema.select([panel.label]).category()[1].names) if panel.label else 1
+        start = time.perf_counter()
+        if split.spec.levels is None:
+            raise ValueError(f"a {row.name} is fitted to levels, and these images are continuous.")
+        fitted = BASELINES[row.name](split.spec.levels, classes).fit(flat(split.levels), labels, seed=self.seed)
+        row.costs["train_s"] = row.costs["wall_s"] = time.perf_counter() - start
+        row.notes["setting"] = str(fitted.setting)
+        return subject_of_baseline(fitted, panel)
+
+    def identity(self, name: str) -> dict[str, Any]:
+        """What must be the same for finished results to be used again."""
+        preset = {}
+        if name not in BASELINES:
+            presets = catalog.get(name).presets
+            preset = dataclasses.asdict(presets[choose_preset(presets, self.panel.data.spec)])
+        named = {
+            "name": name,
+            "data": self.panel.data.fingerprint,
+            "given": list(self.panel.columns),
+            "budget": self.text,
+            "seed": self.seed,
+        }
+        return json.loads(
+            json.dumps({**named, "preset": preset, "counts": [len(self.panel.train), len(self.panel.test), self.sample_seeds]})
+        )
+
+    def command(self, name: str, images: int = 0) -> str:
+        """The command that makes this row's model again, or the row itself."""
+        given = [word for c in self.panel.columns for word in ("--given", c)]
+        if name in BASELINES:
+            families = name.replace(" ", "-").lower()
+            return shlex.join(
+                ["nonesuch", "compare", self.source, *(given or ["--given", "none"]), "--families", families, "--no-baselines"]
+            )
+        return shlex.join(
+            ["nonesuch", "fit", name, self.source, *given, "--budget", str(images or self.text), "--seed", str(self.seed)]
+        )
+
+
+def _costs(model: Model, rate: float) -> dict[str, float]:
+    images = int(model.images_seen)
+    costs = {"images": images, "parameters": sum(p.numel() for p in model.parameters())}
+    return costs | ({"images_per_s": rate, "train_s": images / rate} if rate else {})
+
+
+def _recorded_rate(folder: Path | None) -> float:
+    """Images a second of a run that was finished before, from its metrics.jsonl."""
+    file = folder / "metrics.jsonl" if folder else None
+    lines = file.read_text().splitlines() if file and file.is_file() else []
+    return next((rate for line in reversed(lines) if (rate := json.loads(line).get("images_per_s", 0)) > 0), 0.0)
+
+
+def _fill(row: Row, measured: Measured, panel: Panel) -> None:
+    """A row's scores, costs and pictures from what was measured."""
+    row.scores, row.verdict = measured.scores, measured.verdict
+    row.notes |= measured.notes
+    row.costs |= {f"{k}_s": v for k, v in measured.seconds.items()}
+    row.costs["sample_s_per_image"] = measured.seconds["sample"] / len(measured.images)
+    row.grid = _grid(panel, measured.images)
+    if measured.found is None:
+        return
+    closest = torch.from_numpy(measured.found.distance).argsort(stable=True)[:_PAIRS]
+    first = [i for i in _grid_index(panel)[:, 0].tolist() if i >= 0 and i not in closest.tolist()][:_PAIRS]
+    index = torch.cat([closest, torch.tensor(first, dtype=torch.int64)])
+    near = panel.data.train.inside(torch.from_numpy(measured.found.nearest)[index]).float()
+    row.pairs = torch.stack([measured.images[index].float(), near], 1)
+    row.distances = [float(d) for d in measured.found.distance[index.numpy()]]
+    row.copied = [bool(c) for c in measured.found.copied[index.numpy()]]
+
+
+def _grid_index(panel: Panel) -> Tensor:
+    """(R, 10) which of the panel's images stand where, -1 where there is none: a row a class, for the first ten classes."""
+    n = len(panel.train)
+    if panel.label is None:
+        return torch.cat([torch.arange(n)[:100], torch.full((max(0, 100 - n),), -1)]).view(10, 10)
+    labels = panel.labels(panel.train)
+    rows = []
+    for c in labels.unique()[:10]:
+        found = (labels == c).nonzero()[:_COLUMNS, 0]
+        rows.append(torch.cat([found, torch.full((_COLUMNS - len(found),), -1)]))
+    return torch.stack(rows)
+
+
+def _grid(panel: Panel, x: Tensor) -> Tensor:
+    index = _grid_index(panel)
+    grid = x.float()[index.clamp(min=0)]
+    grid[index < 0] = torch.nan
+    return grid
+
+
+def _keep(folder: Path, identity: dict[str, Any], row: Row) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        artifact.save_tensors(folder / _ROW, {"grid": row.grid, "pairs": row.pairs}, {"identity": identity, "row": row.to_json()})
+    except OSError as error:
+        raise ValueError(f"the results cannot be written to {folder}: {error.strerror or error}.") from None
+
+
+def _kept(folder: Path | None, identity: dict[str, Any]) -> Row | None:
+    """The row finished before under the same identity. Raises ValueError if the folder holds another comparison's."""
+    if folder is None or not (folder / _ROW).is_file():
+        return None
+    pictures, about = artifact.load_tensors(folder / _ROW)
+    if about.get("identity") != identity:
+        raise ValueError(f"{folder} holds the results of other arguments; choose another folder, or remove that one.")
+    return Row.from_json(about["row"], **pictures)
+
+
+def _line(row: Row) -> str:
+    """A row in one line of text."""
+    shown = [
+        f"{row.scores[k].value:.4g} {unit}" for k, unit in (("bits", "bits/dim"), ("FD", "FD"), ("CAS", "CAS")) if k in row.scores
+    ]
+    return ", ".join([*shown, row.verdict])
+
+
+def _data_summary(data: Data, columns: tuple[str, ...]) -> dict[str, Any]:
+    classes = {c: list(data.schema[c].names) for c in columns if isinstance(data.schema[c], Category)}  # type: ignore[union-attr]
+    spec = dataclasses.asdict(data.spec)
+    return {
+        "name": data.name, "fingerprint": data.fingerprint, "train": len(data.train), "test": len(data.test), "spec": spec,
+        "given": list(columns), "classes": classes, "remarks": list(data.remarks),
+    }  # fmt: skip
+
+
+def _protocol(panel: Panel, run: _Run, sample_seeds: int) -> dict[str, Any]:
+    extractor = panel.extractor
+    return {
+        "budget": run.text, "seed": run.seed, "n": len(panel.train), "test": len(panel.test), "label": panel.label,
+        "sample_seeds": sample_seeds,
+        "extractor": extractor.name if extractor else "pixels", "extractor_sha256": extractor.sha256 if extractor else "",
+        "note": panel.note, "threads": torch.get_num_threads(), "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "torch": str(torch.__version__), "distances": panel.distances["train"].extractor,
+    }  # fmt: skip

@@ -1,0 +1,16 @@
+"""Autoregressive models: p(x) = prod_i p(x_i | x_1, ..., x_{i-1}), explicit and exact.
+
+Any distribution factors so, by the chain rule; what is modelled is one conditional distribution over a few levels at a time, and
+each is normalised, so the likelihood is exact: no bound, no estimate, no partition function.
+
+    can         score exactly; draw; complete what follows a known beginning exactly, and other holes approximately; be guided;
+                serve as the prior of tokens of any kind (a line, a picture, a volume)
+    cannot      encode, interpolate, or draw all pixels at once: a picture costs as many passes as it has pixels
+    costs       training: one pass for all pixels together; drawing: one position at a time with cached keys and values, so
+                the work of about one pass, but in as many small pieces as there are pixels
+
+    image_transformer   causal attention over pixels or tokens
+    _raster             the order of reading: tokens, and their causal neighbours
+    _heads              a distribution over levels: categorical, or a discretized mixture of logistics
+    _augment            training pictures moved about, with the model told how
+"""

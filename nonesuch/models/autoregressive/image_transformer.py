@@ -1,0 +1,200 @@
+"""A transformer over pixels in reading order: exact likelihoods, any picture or sequence of tokens, completion.
+
+    p(x | y) = prod_i p(x_i | x_1, ..., x_{i-1}, y)                                                        (chain rule)
+
+Position i sees its causal neighbours side by side (pixels before it in reading order, a few rows up and a few columns to
+either side) and, by causal attention, what every earlier position made of its own; so its output is a function of
+x_1, ..., x_{i-1} alone and all factors are computed in one pass. Each factor is normalised over the levels, hence so is the
+product: the sum of p over all pictures is one. Sampling goes through the positions in turn, keeping keys and values, so that a
+new position costs one position; the number drawn for a position is a function of the picture's seed alone.
+
+Small data is stretched by showing the model moved pictures and telling it so; likelihoods and samples are those of "not moved".
+
+References:
+    Image Transformer (Parmar et al., 2018) arXiv:1802.05751
+    Generative Pretraining from Pixels (Chen et al., 2020), ICML
+    Distribution Augmentation for Generative Modeling (Jun et al., 2020), ICML
+    Classifier-Free Diffusion Guidance (Ho, Salimans, 2022) arXiv:2207.12598 (here on the logits of the next value)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nonesuch.core.card import Card, Preset
+from nonesuch.core.given import Given, Schema
+from nonesuch.core.image import ImageSpec
+from nonesuch.core.model import Completer, Guidable, Likelihood, LogProb, Model, Step
+from nonesuch.core.objective import Batch, Objective, Terms
+from nonesuch.core.seeds import Seeds
+from nonesuch.models.autoregressive._augment import TOLD, move
+from nonesuch.models.autoregressive._heads import Categorical, Logistics, invert
+from nonesuch.models.autoregressive._raster import ONE_HOT_LEVELS, Raster, Sight, gather
+from nonesuch.nn.attention import Cache
+from nonesuch.nn.conv import Dropout, Linear, zero
+from nonesuch.nn.embed import GivenEmbedding
+from nonesuch.nn.norm import LayerNorm, layer_norm
+from nonesuch.nn.transformer import Block
+
+_MOST_TOKENS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Config:
+    """width: of the residual stream; depth: blocks; num_heads: of attention; ratio: width of a block's inner layer over `width`;
+    reach: how far the causal neighbours go, in pixels; mixtures: logistics a pixel of many levels; dropout: probability, of each
+    unit at all positions of a picture; augment: share of the training pictures that are moved."""
+
+    width: int = 96
+    depth: int = 2
+    num_heads: int = 3
+    ratio: int = 3
+    reach: int = 2
+    mixtures: int = 10
+    dropout: float = 0.1
+    augment: float = 0.25
+
+
+_TINY = Preset(
+    {"width": 32, "depth": 1, "num_heads": 2, "ratio": 2, "dropout": 0.0, "augment": 0.0},
+    {"batch": 64, "lr": 3e-3},
+)
+_SMALL = Preset({"width": 96, "depth": 2, "num_heads": 3}, {"batch": 64, "lr": 4e-3, "weight_decay": 0.05}, 16)
+_LARGE = {"num_heads": 8, "ratio": 4, "reach": 3, "augment": 0.25}
+PRESETS = {
+    "tiny": _TINY,
+    "small": _SMALL,
+    "medium": Preset({"width": 256, "depth": 8, **_LARGE}, {"batch": 64, "lr": 6e-4, "weight_decay": 0.05}, 32),
+    "large": Preset({"width": 384, "depth": 12, **_LARGE}, {"batch": 32, "lr": 4e-4, "weight_decay": 0.05}, 64),
+}
+
+
+class ImageTransformer(Model, Likelihood, Completer, Guidable):
+    """The chain rule over pixels by a causal transformer. Raises ValueError for continuous pictures and very long sequences."""
+
+    card = Card(
+        "Image Transformer",
+        "Parmar, Niki and Vaswani, Ashish and Uszkoreit, Jakob and Kaiser, Lukasz and Shazeer, Noam and Ku, Alexander "
+        "and Tran, Dustin",
+        2018,
+        "1802.05751",
+        summary="Pixels one after another by causal attention: exact likelihoods, completion; slow to sample when large.",
+    )
+    Config, presets = Config, PRESETS
+    neighbours: Tensor
+
+    def __init__(self, config: Config, spec: ImageSpec, schema: Schema) -> None:
+        super().__init__(config, spec, schema)
+        if spec.levels is None:
+            raise ValueError("the image transformer predicts levels; a continuous picture needs a flow or a diffusion model.")
+        many = spec.kind == "ordinal" and spec.levels > ONE_HOT_LEVELS
+        self.raster = Raster(spec, joint=many)
+        if self.raster.length > _MOST_TOKENS:
+            raise ValueError(
+                f"{spec.shape} is {self.raster.length} positions to draw one by one; at most {_MOST_TOKENS} are sane."
+            )
+        self.head = Logistics(spec, config.mixtures) if many else Categorical(spec)
+        self.sight = Sight(spec, self.raster.values)
+        self.register_buffer("neighbours", self.raster.neighbours(config.reach), persistent=False)
+        width, length = config.width, self.raster.length
+        self.enter = Linear(self.neighbours.shape[1] * self.sight.size, width)
+        self.position = nn.Embedding(length, width)
+        self.embed = GivenEmbedding(schema, width)
+        self.moves = spec.kind == "ordinal" and spec.axes == "hw" and config.augment > 0
+        self.told = Linear(TOLD, width, bias=False) if self.moves else None
+        self.blocks = nn.ModuleList(
+            Block(width, config.num_heads, True, config.dropout, f"block{i}", config.ratio, F.silu, True, layer_norm)
+            for i in range(config.depth)
+        )
+        self.drop = Dropout(config.dropout, "enter", shared=True)
+        self.norm, self.leave = LayerNorm(width), zero(Linear(width, self.head.size))
+
+    # -- the network -------------------------------------------------------------------------------------------------------------
+
+    def _condition(self, given: Given, told: Tensor | None = None) -> Tensor:
+        c = self.embed(given, len(given), self.device)
+        return c if told is None or self.told is None else c + self.told(told)
+
+    def outputs(self, k: Tensor, c: Tensor, keys: Seeds | None = None) -> Tensor:
+        """The head's inputs (B, T, size) float32 for tokens k (B, T, values), all positions at once; those at i use k_<i only."""
+        near = gather(self.sight(k), self.neighbours)
+        h = self.drop(self._enter(near, c, self.position.weight), keys)
+        for block in self.blocks:
+            h = block(h, c, keys)
+        return self.leave(self.norm(h)).float()
+
+    def _enter(self, near: Tensor, c: Tensor, position: Tensor) -> Tensor:
+        dtype = self.compute_dtype
+        return self.enter(near.to(dtype)) + (position + c[:, None]).to(dtype)
+
+    # -- learning and scoring ----------------------------------------------------------------------------------------------------
+
+    def objectives(self) -> list[Objective]:
+        return [Objective("model", list(self.parameters()), self._terms)]
+
+    def _terms(self, batch: Batch) -> Terms:
+        x, told = batch.x, None
+        if self.moves:
+            x, told = move(x, self.spec, batch.keys, self.config.augment)
+        k = self.raster.tokens(x)
+        nats = -self.head.log_prob(self.outputs(k, self._condition(batch.given, told), batch.keys), k).sum(1)
+        return Terms({"nats_per_dim": nats.mean() / self.spec.numel})
+
+    def _log_prob(self, x: Tensor, given: Given, *, method: str | None, samples: int, seeds: Seeds) -> LogProb:
+        if method not in (None, "exact"):
+            raise ValueError(f"the likelihood of an autoregressive model is exact; there is no method {method!r}.")
+        k = self.raster.tokens(x)
+        return LogProb(self.head.log_prob(self.outputs(k, self._condition(given)), k).sum(1), "exact")
+
+    # -- drawing -----------------------------------------------------------------------------------------------------------------
+
+    def _sample_steps(self, given: Given, seeds: Seeds, size: tuple[int, ...], **options: Any) -> Iterator[Step]:
+        k = torch.zeros(len(seeds), self.raster.length, self.raster.values, dtype=torch.int64, device=self.device)
+        yield from self._fill(k, torch.zeros_like(k, dtype=torch.bool), given, seeds, **options)
+
+    def _complete(self, x: Tensor, known: Tensor, given: Given, seeds: Seeds) -> Tensor:
+        """Draw each unknown value given all earlier ones, known or drawn.
+
+        That is a draw from p(unknown | known) when the known values come first in reading order. Known values further on are
+        kept but do not speak for what is drawn before them.
+        """
+        for step in self._fill(self.raster.tokens(x), self.raster.flatten(known), given, seeds):
+            last = step.x
+        return torch.where(known, x, last)
+
+    def _fill(self, k: Tensor, known: Tensor, given: Given, seeds: Seeds, guidance: float = 1.0) -> Iterator[Step]:
+        """Go through the positions, drawing what is not known of k (B, T, values); a step is a row of pixels."""
+        raster, head, length = self.raster, self.head, self.raster.length
+        steered = guidance != 1.0 and bool(self.schema)
+        c = self._condition(given)
+        if steered:  # the second half of the batch goes without the condition
+            c = torch.cat([c, self._condition(self.schema.missing(len(given)).to(self.device))])
+        u = seeds.uniform("value", length, raster.values, head.draws, device=k.device)
+        seen = torch.zeros(len(k), length + 1, self.sight.size, device=k.device)
+        caches: list[Cache | None] = [None] * len(self.blocks)
+        k, total = torch.where(known, k, 0), length // raster.row
+        for i in range(length):
+            out = self._next(seen[:, self.neighbours[i]].flatten(1), c, i, caches)
+            for j in range(raster.values):
+                if steered:
+                    with_, without = (head.logits(o, k[:, i], j) for o in out.chunk(2))
+                    drawn = invert(torch.lerp(without, with_, guidance), u[:, i, j, 0])
+                else:
+                    drawn = head.draw(out, k[:, i], j, u[:, i, j])
+                k[:, i, j] = torch.where(known[:, i, j], k[:, i, j], drawn)
+            seen[:, i] = self.sight(k[:, i : i + 1])[:, 0]
+            if (i + 1) % raster.row == 0:
+                yield Step((i + 1) // raster.row, total, raster.picture(k))
+
+    def _next(self, near: Tensor, c: Tensor, i: int, caches: list[Cache | None]) -> Tensor:
+        """The outputs (B, size) at position i, whose neighbours are `near`; the caches grow by it."""
+        h = self._enter(near.repeat(len(c) // len(near), 1)[:, None], c, self.position.weight[i])
+        for n, block in enumerate(self.blocks):
+            h, caches[n] = block.extend(h, c, caches[n])
+        return self.leave(self.norm(h)).float()[:, 0]

@@ -33,13 +33,14 @@ def _examples(*commands: str) -> str:
 
 
 app = typer.Typer(
-    help="Deep generative models of images: every family under one contract.", no_args_is_help=True, add_completion=False,
+    help="Deep generative models of images: every family under one contract.", add_completion=False,
     rich_markup_mode="rich", pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with [bold]nonesuch demo[/]: it trains one model of every family on embedded digits and writes report.html.",
 )  # fmt: skip
 _UsageError = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps click
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of models or families.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Source = Annotated[str, typer.Argument(metavar="DATA", help="A name (digits), a folder of images, or a file of arrays.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder that nonesuch fit wrote.")]
@@ -60,13 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; mistakes of the caller become one sentence on standard error."""
     try:
         code = app(args=None if argv is None else list(argv), prog_name="nonesuch", standalone_mode=False)
+        if code == INTERRUPTED:  # typer's word for KeyboardInterrupt
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except _UsageError as error:
         return _complain(error.format_message())  # type: ignore[attr-defined]
     except ValueError as error:
         return _complain(str(error))
     except (typer.Abort, KeyboardInterrupt):
-        print("Interrupted; what was saved is kept.", file=sys.stderr)
+        print("Interrupted; what was saved is kept, and the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # such as `nonesuch list | head`
         with contextlib.suppress(OSError):
@@ -105,7 +108,6 @@ def list_models(as_json: Json = False) -> None:
             paper = f"{m['title']} ({m['authors'].split(',')[0]}, {m['year']})"
             branch.add(f"[cyan]{m['name']}[/]  {escape(paper)}\n[dim]{', '.join(m['capabilities']) or 'samples only'}[/]")
     Console(width=None if sys.stdout.isatty() else 160).print(tree)
-    return None
 
 
 def _about(name: str) -> dict[str, Any]:
@@ -149,7 +151,6 @@ def fit(
         return _print_json(said)
     print(f"{name}, {size:,} parameters, has seen {images:,} images in {seconds:.0f} s: {folder}")
     print(f"Next: nonesuch sample {folder}")
-    return None
 
 
 @app.command(epilog=_examples("nonesuch sample runs/digits -n 16 --given label=3 --out threes.png",
@@ -187,8 +188,9 @@ def sample(
         save_sheet(x, model.spec, out)
     else:
         save_images(x, model.spec, model.schema, condition, out, seed)
-    said = {"out": str(out), "images": n, "seconds": round(seconds, 3), "seed": seed}
-    return _print_json(said) if as_json else print(f"{n} images in {seconds:.1f} s: {out}")
+    if as_json:
+        return _print_json({"out": str(out), "images": n, "seconds": round(seconds, 3), "seed": seed})
+    print(f"{n} images in {seconds:.1f} s: {out}")
 
 
 @app.command(epilog=_examples("nonesuch score runs/digits digits", "nonesuch score runs/digits digits --json"))
@@ -216,7 +218,6 @@ def score(checkpoint: Checkpoint, data: Source, limit: Limit = 2000, seed: Seed 
         print(f"no {name}: {note}")
     if measured.verdict:
         print(f"memorization: {measured.verdict}: {VERDICTS[measured.verdict]}")
-    return None
 
 
 @app.command(epilog=_examples("nonesuch compare photos/ --budget 10m",
@@ -227,8 +228,8 @@ def compare(
 ) -> None:  # fmt: skip
     """Train every family on the same images with the same budget, and write one report."""
     columns = "auto" if not given else None if given == ["none"] else given
-    asked = {"budget": budget, "families": families, "given": columns, "baselines": baselines, "limit": limit, "seeds": seed}
-    _compare(data, out, runs, as_json, asked)
+    asked = {"budget": budget, "given": columns, "baselines": baselines, "limit": limit, "seeds": seed}
+    _compare(data, out, runs, as_json, families, asked)
 
 
 @app.command(epilog=_examples("nonesuch demo", "nonesuch demo --budget 2m --out digits.html"))
@@ -237,24 +238,21 @@ def demo(
     baselines: Baselines = True, seed: Seed = 0, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Compare every family on 1,797 scans of handwritten digits, in a few minutes and without a network."""
-    asked = {"budget": budget, "families": families, "given": "label", "baselines": baselines, "seeds": seed}
-    _compare("digits", out, runs, as_json, asked)
+    asked = {"budget": budget, "given": "label", "baselines": baselines, "seeds": seed}
+    _compare("digits", out, runs, as_json, families, asked)
 
 
-def _compare(data: str, out: Path, runs: Path | None, as_json: bool, asked: dict[str, Any]) -> None:
+def _compare(data: str, out: Path, runs: Path | None, as_json: bool, families: str | None, asked: dict[str, Any]) -> None:
     """Compare, draw the progress, write the report, and exit with 1 if a row failed."""
     from nonesuch.evaluate.compare import compare as run
     from nonesuch.evaluate.compare import digest_of_code
 
     _require_place(out)
     name = re.sub(r"[^\w.-]+", "-", Path(data).name)
-    families = asked.pop("families")
-    place = runs or Path("runs") / f"compare-{name}-{digest_of_code(json.dumps(asked))}"
+    place = runs or Path("runs") / f"compare-{name}-{digest_of_code(json.dumps([data, asked]))}"
     with _compared() as draw:
         found = run(data, families=families.split(",") if families else None, out=place, on_event=draw, **asked)
-    written = found.save(out)
-    failed = _report(found, written, place, as_json)
-    if failed:
+    if _report(found, found.save(out), place, as_json):
         raise typer.Exit(FAILED)
 
 
@@ -281,13 +279,15 @@ def cite(models: Models, as_json: Json = False) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def options(context: typer.Context, version: Version = False) -> None:
     """Deep generative models of images: every family under one contract."""
     if version:
         from nonesuch import __version__
 
         print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 # -- reading arguments -------------------------------------------------------------------------------------------------

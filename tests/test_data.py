@@ -1,5 +1,6 @@
 """Pictures in: what is read is what was written, the split is made once by content, and what would mislead is refused."""
 
+import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from sklearn.datasets import load_digits
 
 from nonesuch import data
 from nonesuch.core.given import Category, Number
+from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
 from nonesuch.data.arrays import from_array
 from nonesuch.data.dataset import Data, content_hashes
+from nonesuch.data.toy import GaussianMixture, TableOfImages, as_data, uniform_noise
 
 Array = np.ndarray
 
@@ -604,3 +607,67 @@ def test_a_damaged_file_of_arrays(suffix: str, tmp_path: Path):
     for damaged in (b"", b"text", whole[: len(whole) // 2], whole[:100] + b"\0" * 30 + whole[130:]):
         file.write_bytes(damaged)
         refused(file)
+
+
+# -- densities known exactly
+
+
+def test_a_mixtures_score_is_the_gradient_of_its_density():
+    mixture = GaussianMixture.images(3, (1, 2, 3))
+    x = (mixture.sample(5)[0] + 0.1).requires_grad_()
+    for sigma in (0.0, 0.3, torch.linspace(0.1, 2, 5)):
+        gradient = torch.autograd.grad(mixture.log_prob(x, sigma).sum(), x)[0]
+        assert torch.allclose(mixture.score(x, sigma), gradient, atol=1e-8)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5])
+def test_a_ring_integrates_to_one_and_is_denoised_by_quadrature(sigma: float):
+    ring = GaussianMixture.ring(5, 0.6, 0.15)
+    line = torch.linspace(-1.8, 1.8, 361, dtype=torch.float64)
+    grid = torch.cartesian_prod(line, line)
+    density = ring.log_prob(grid).exp() * 0.01**2
+    assert float(density.sum()) == pytest.approx(1, abs=1e-6)
+    assert torch.allclose(density @ grid, ring.mean, atol=1e-6)
+    assert torch.allclose((grid - ring.mean).T @ ((grid - ring.mean) * density[:, None]), ring.covariance, atol=1e-6)
+    y = torch.tensor([[0.3, -0.2], [0.7, 0.1]]).double()
+    weight = density * torch.exp(-((y[:, None] - grid) ** 2).sum(-1) / (2 * sigma**2))
+    assert torch.allclose(ring.denoise(y, sigma), weight @ grid / weight.sum(1, keepdim=True), atol=1e-5)
+
+
+def test_a_mixture_is_drawn_as_it_says():
+    mixture = GaussianMixture.normal(torch.tensor([0.5, -1.0]), torch.tensor([[0.5, 0.3], [0.3, 0.4]]))
+    x, _ = mixture.sample(8000)
+    assert torch.allclose(x.mean(0), mixture.mean, atol=4 * math.sqrt(0.5 / 8000))
+    assert torch.allclose(x.T.cov(), mixture.covariance, atol=0.04)
+    mode = GaussianMixture.images().sample(4000)[1]
+    wanted = GaussianMixture.images().weights * 4000
+    assert ((torch.bincount(mode, minlength=3) - wanted).abs() < 4 * wanted.sqrt()).all()
+
+
+def test_a_table_sums_to_one_and_its_posterior_is_bayes_rule():
+    spec = ImageSpec(1, (2, 2), levels=3)
+    table = TableOfImages.random(spec, 5)
+    assert table.images.shape == (81, 1, 2, 2)
+    assert torch.allclose(table.log_prob(table.images).exp(), table.probabilities)
+    assert float(table.probabilities.sum()) == pytest.approx(1)
+    assert table.entropy == pytest.approx(float(-(table.probabilities * table.log_prob(table.images)).sum()))
+    assert TableOfImages.uniform(spec).entropy == pytest.approx(4 * math.log(3))
+    y = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    joint = torch.tensor([[p * math.exp(-float(((a - b) ** 2).sum()) / (2 * 0.7**2)) for a, p in
+                           zip(table.images, table.probabilities.tolist(), strict=True)] for b in y])  # fmt: skip
+    posterior = joint / joint.sum(1, keepdim=True)
+    assert torch.allclose(table.posterior(y, 0.7).float(), posterior, atol=1e-5)
+    assert torch.allclose(table.denoise(y, 0.7).float(), torch.einsum("bk,k...->b...", posterior, table.images), atol=1e-5)
+    found = table.log_prob(table.sample(9000))
+    assert float(-found.mean()) == pytest.approx(table.entropy, abs=4 * float(found.std()) / math.sqrt(9000))
+
+
+def test_densities_become_data_and_noise_is_uniform():
+    spec = ImageSpec(1, (2, 2), levels=4)
+    found = as_data(TableOfImages.uniform(spec), 200, 50)
+    assert len(found.train) + len(found.test) == 200
+    assert not found.schema
+    moded = as_data(GaussianMixture.ring(4), 100, 20)
+    assert (len(moded.train), len(moded.test), moded.schema.category()[0]) == (80, 20, "mode")
+    counts = torch.bincount(spec.to_levels(uniform_noise(spec, 1000)).flatten(), minlength=4)
+    assert ((counts - 1000).abs() < 4 * math.sqrt(750)).all()

@@ -268,7 +268,7 @@ def test_an_image_does_not_depend_on_its_batch(sampler: str):
         ImageSpec(4, (9,), "l", "continuous", None), ImageSpec(5, (), "", "continuous", None), ImageSpec(2, (), "", levels=9),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("patch", [0, 2])
+@pytest.mark.parametrize("patch", [0, 2, 9])
 def test_every_shape_learns_samples_and_scores(spec: ImageSpec, patch: int):
     schema = Schema({"age": Number()})
     model = catalog.build("diffusion", spec, schema, "tiny", patch=patch, steps=2, mults=(1, 2), attention=(False, False))

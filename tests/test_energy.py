@@ -140,7 +140,7 @@ def test_energy_of_a_gaussian_is_exact_before_training_and_so_are_its_samples():
     model.prepare(torch.tensor([1.0, 5.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4), model.schema.missing(2))  # mean 3, deviation 2
     x = normal("x", 5, 16).view(5, 1, 4, 4)
     assert torch.allclose(model.energy(x), ((x - 3) / 2).flatten(1).square().sum(1) / (2 * (1 + 0.08**2)))
-    drawn = model.sample(2000, seeds=0, steps=100)
+    drawn = model.sample(2000, seeds=0, steps=200)
     assert drawn.mean().item() == pytest.approx(3, abs=4 * 2 / math.sqrt(32000))
     assert drawn.std().item() == pytest.approx(2, rel=0.03)
 

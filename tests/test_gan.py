@@ -261,7 +261,7 @@ def test_a_ring_of_eight_modes_is_covered():
     angle = keys.integers("mode", 8) * (math.pi / 4)
     x = torch.stack([angle.cos(), angle.sin()], 1) + 0.05 * keys.normal("x", 2)
     ring = Images(spec, Schema(), x, Given(n))
-    config = Config(latent=8, embed=32, widths=(32,), blocks=(2,), gamma=0.05, gamma_end=0.005, penalty_every=2)
+    config = Config(latent=8, embed=32, widths=(32,), blocks=(2,), gamma=0.05, gamma_end=0.005, penalty_every=2, critic_lr=1.0)
     built = R3GAN(config, spec, Schema())
     run = Run(built, ring, Recipe(images=256 * 200, batch=256, lr=4e-3, betas=(0.0, 0.99), clip=0.0))
     while run.images < run.recipe.images:

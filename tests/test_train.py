@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -504,7 +505,7 @@ def test_a_time_budget_becomes_a_number_of_images():
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
     steps = images_for(run, 1.0) / 16
     assert steps == int(steps)
-    assert 25 <= steps <= 100
+    assert 10 <= steps <= 100
     assert same(before, run.model.state_dict())
     assert run.images == 0
 
@@ -512,7 +513,7 @@ def test_a_time_budget_becomes_a_number_of_images():
 def test_a_time_budget_is_kept_recorded_and_repeated(tmp_path: Path):
     begin = time.perf_counter()
     done = quick(Sleepy(Config(), SPEC, SCHEMA), budget="1s", out=tmp_path / "a")
-    assert 0.5 < time.perf_counter() - begin < 4
+    assert 0.4 < time.perf_counter() - begin < 10   # the machine may be busy
     images = int(done.images_seen)
     about = saved(tmp_path / "a")[1]
     assert (about["budget"], about["recipe"]["images"], about["images"]) == ("1s", images, images)
@@ -599,16 +600,26 @@ def test_ctrl_c_within_a_round_is_saved_as_whole_rounds(cls: type[Interrupted], 
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    def steps() -> Iterator[int]:
-        with runs.whole_rounds():
-            for i in range(4):
-                yield i
-                os.kill(os.getpid(), signal.SIGINT)
+    reached = []
 
-    seen = []
+    def steps() -> None:
+        with runs.whole_rounds():
+            for i in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+                reached.append(i)
+
     with pytest.raises(KeyboardInterrupt):
-        seen.extend(i for i in steps() if seen.append(i))
-    assert seen == [0, 1]
+        steps()
+    assert reached == [0]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_thread_trains_as_the_main_one_does():
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(quick()))
+    thread.start()
+    thread.join()
+    assert same(found[0].state_dict(), quick().state_dict())
 
 
 def test_another_run_is_refused_with_what_differs(tmp_path: Path):

@@ -55,7 +55,7 @@ class GaussianMixture:
         """Smooth random modes of small images within about [-1, 1], with correlated pixels."""
         draw, d = Seeds.of(seed, modes), math.prod(shape)
         place = torch.cartesian_prod(*[torch.arange(s).double() for s in shape]).view(d, -1)
-        near = torch.exp(-torch.cdist(place, place) ** 2 / 4) + 1e-3 * torch.eye(d)
+        near = torch.exp(-(torch.cdist(place, place) ** 2) / 4) + 1e-3 * torch.eye(d)
         means = draw.normal("toy/mean", d).double() @ torch.linalg.cholesky(near).T * 0.4
         scale = 0.05 + 0.15 * draw.uniform("toy/scale", 1, 1).double()
         weights = draw.uniform("toy/weight").double() + 0.5

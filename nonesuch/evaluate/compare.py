@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,23 +96,22 @@ def compare(
     names = subjects(families, baselines)
     opened = open_data(data) if isinstance(data, str) else data
     columns = _columns(opened, given)
+    source = data if isinstance(data, str) else opened.name
+    text = (str(length.images) if length.images else f"{length.seconds:g}s") if isinstance(budget, Budget) else str(budget)
+    plan = _Plan(opened, columns, source, text, length, seeds, Path(out) if out else None, limit, sample_seeds)
     tell = on_event or (lambda progress: None)
+    kept = {name: plan.kept(name) for name in names}  # before anything long: another comparison's folder is refused
     tell(Progress("", 0, len(names), "prepare", "training the feature network on the real images"))
     start = time.perf_counter()
     panel = Panel.of(opened, columns, limit=limit, seed=seeds)
-    run = _Run(
-        panel,
-        data if isinstance(data, str) else opened.name,
-        str(budget),
-        length,
-        seeds,
-        Path(out) if out else None,
-        sample_seeds,
-        tell,
-    )
     prepare_s = time.perf_counter() - start
-    rows = [run.row(name, place, len(names)) for place, name in enumerate(names, 1)]
-    protocol = {**_protocol(panel, run, sample_seeds), "prepare_s": prepare_s, "seconds": time.perf_counter() - start}
+    rows = []
+    for place, name in enumerate(names, 1):
+        told = partial(Progress, name, place, len(names))
+        rows.append(kept[name] or _Run(plan, panel, lambda *a, told=told, **k: tell(told(*a, **k))).row(name))
+        if kept[name]:
+            tell(told("kept", "finished before, and read again"))
+    protocol = {**_protocol(panel, plan), "prepare_s": prepare_s, "seconds": time.perf_counter() - start}
     return Comparison(_data_summary(opened, columns), protocol, rows, _grid(panel, panel.train.x))
 
 
@@ -133,52 +133,95 @@ def _columns(data: Data, given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What all rows of one comparison share."""
+class _Plan:
+    """What a comparison was asked for."""
 
-    panel: Panel
+    data: Data
+    columns: tuple[str, ...]
     source: str
     text: str
     budget: Budget
     seed: int
     out: Path | None
+    limit: int
     sample_seeds: int
-    tell: Callable[[Progress], None]
 
     @property
     def allowance_s(self) -> float:
         """What may be spent on more sampling seeds than one: a fifth of the training time."""
         return max(5.0, 0.2 * self.budget.seconds) if self.budget.seconds else 20.0
 
-    def row(self, name: str, place: int, total: int) -> Row:
-        """One subject's row: the kept one, a new one, or one that says why it failed."""
+    def folder(self, name: str) -> Path | None:
+        """Where a row's checkpoint and results are kept."""
+        return self.out / name.replace(" ", "-") if self.out else None
 
-        def tell(stage: Any, text: str = "", event: Event | None = None) -> None:
-            self.tell(Progress(name, place, total, stage, text, event))
+    def identity(self, name: str) -> dict[str, Any]:
+        """What must be the same for finished results to be used again."""
+        preset = {}
+        if name not in BASELINES:
+            presets = catalog.get(name).presets
+            preset = dataclasses.asdict(presets[choose_preset(presets, self.data.spec)])
+        asked = {"budget": self.text, "seed": self.seed, "limit": self.limit, "sample_seeds": self.sample_seeds}
+        named = {"name": name, "data": self.data.fingerprint, "given": list(self.columns), **asked, "preset": preset}
+        return dict(json.loads(json.dumps(named)))
 
-        folder = self.out / name.replace(" ", "-") if self.out else None
-        identity = self.identity(name)
-        kept = _kept(folder, identity)
-        if kept:
-            tell("kept", "finished before, and read again")
-            return kept
-        blank = Row(name, CLASSICAL if name in BASELINES else name.split("/")[0], self.command(name))
+    def kept(self, name: str) -> Row | None:
+        """The row finished before under the same identity. Raises ValueError if the folder holds another comparison's."""
+        folder = self.folder(name)
+        if folder is None or not (folder / _ROW).is_file():
+            return None
+        pictures, about = artifact.load_tensors(folder / _ROW)
+        if about.get("identity") != self.identity(name):
+            raise ValueError(f"{folder} holds the results of other arguments; choose another folder, or remove that one.")
+        return Row.from_json(about["row"], **pictures)
+
+    def keep(self, row: Row) -> None:
+        """Write a finished row beside its checkpoint."""
+        folder = self.folder(row.name)
+        if folder is None:
+            return
         try:
-            subject = self.baseline(blank, tell) if name in BASELINES else self.network(blank, folder, tell)
-            measured = self.panel.measure(
-                subject, allowance_s=self.allowance_s, sample_seeds=self.sample_seeds, tell=lambda t: tell("measure", t)
-            )
-        except Exception as error:  # one family's failure, whatever it is, must not lose the others' hours
-            blank.failed = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            tell("failed", blank.failed if isinstance(error, ValueError) else traceback.format_exc())
-            return blank
-        _fill(blank, measured, self.panel)
-        if folder:
-            _keep(folder, identity, blank)
-        tell("done", _line(blank))
-        return blank
+            folder.mkdir(parents=True, exist_ok=True)
+            pictures = {"grid": row.grid, "pairs": row.pairs}
+            artifact.save_tensors(folder / _ROW, pictures, {"identity": self.identity(row.name), "row": row.to_json()})
+        except OSError as error:
+            raise ValueError(f"the results cannot be written to {folder}: {error.strerror or error}.") from None
 
-    def network(self, row: Row, folder: Path | None, tell: Callable[..., None]) -> Subject:
+    def command(self, name: str, images: int = 0) -> str:
+        """The command that makes this row's model again, or the row itself."""
+        given = [word for c in self.columns for word in ("--given", c)]
+        if name in BASELINES:
+            only = ["--families", name.replace(" ", "-").lower(), "--no-baselines"]
+            return shlex.join(["nonesuch", "compare", self.source, *(given or ["--given", "none"]), *only])
+        budget = ["--budget", str(images or self.text), "--seed", str(self.seed)]
+        return shlex.join(["nonesuch", "fit", name, self.source, *given, *budget])
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The making of one row."""
+
+    plan: _Plan
+    panel: Panel
+    tell: Callable[..., None]
+
+    def row(self, name: str) -> Row:
+        """Train and measure one subject; a failure becomes a row that says why."""
+        row = Row(name, CLASSICAL if name in BASELINES else name.split("/")[0], self.plan.command(name))
+        try:
+            subject = self.baseline(row) if name in BASELINES else self.network(row)
+            allowed = {"allowance_s": self.plan.allowance_s, "sample_seeds": self.plan.sample_seeds}
+            measured = self.panel.measure(subject, **allowed, tell=lambda text: self.tell("measure", text))
+        except Exception as error:  # one family's failure, whatever it is, must not lose the others' hours
+            row.failed = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            self.tell("failed", row.failed if isinstance(error, ValueError) else traceback.format_exc())
+            return row
+        _fill(row, measured, self.panel)
+        self.plan.keep(row)
+        self.tell("done", _line(row))
+        return row
+
+    def network(self, row: Row) -> Subject:
         """Train a model of the catalogue."""
         cls = catalog.get(row.name)
         row.card, row.citation = dataclasses.asdict(cls.card), cls.card.bibtex()
@@ -186,18 +229,18 @@ class _Run:
 
         def draw(event: Event) -> None:
             last[:] = [event]
-            tell("train", event=event)
+            self.tell("train", event=event)
 
-        columns = list(self.panel.columns)
-        model = fit(row.name, self.panel.data, given=columns, budget=self.budget, seed=self.seed, out=folder, on_event=draw)
+        plan, columns, folder = self.plan, list(self.plan.columns), self.plan.folder(row.name)
+        model = fit(row.name, plan.data, given=columns, budget=plan.text, seed=plan.seed, out=folder, on_event=draw)
         rate = last[0].images_per_s or _recorded_rate(folder)
         row.costs |= {"wall_s": time.perf_counter() - start, **_costs(model, rate)}
-        row.command = self.command(row.name, int(model.images_seen))
+        row.command = plan.command(row.name, int(model.images_seen))
         return subject_of_model(model, self.panel, row.name)
 
-    def baseline(self, row: Row, tell: Callable[..., None]) -> Subject:
+    def baseline(self, row: Row) -> Subject:
         """Fit a classical model to the whole training split, or to the part of it that carries labels."""
-        tell("train", "fitting")
+        self.tell("train", "fitting")
         panel, split, labels = self.panel, self.panel.data.train, None
         if panel.label:
             split = split[(panel.labels(split) >= 0).nonzero()[:, 0]]
@@ -206,39 +249,10 @@ class _Run:
         start = time.perf_counter()
         if split.spec.levels is None:
             raise ValueError(f"a {row.name} is fitted to levels, and these images are continuous.")
-        fitted = BASELINES[row.name](split.spec.levels, classes).fit(flat(split.levels), labels, seed=self.seed)
+        fitted = BASELINES[row.name](split.spec.levels, classes).fit(flat(split.levels), labels, seed=self.plan.seed)
         row.costs["train_s"] = row.costs["wall_s"] = time.perf_counter() - start
         row.notes["setting"] = str(fitted.setting)
         return subject_of_baseline(fitted, panel)
-
-    def identity(self, name: str) -> dict[str, Any]:
-        """What must be the same for finished results to be used again."""
-        preset = {}
-        if name not in BASELINES:
-            presets = catalog.get(name).presets
-            preset = dataclasses.asdict(presets[choose_preset(presets, self.panel.data.spec)])
-        named = {
-            "name": name,
-            "data": self.panel.data.fingerprint,
-            "given": list(self.panel.columns),
-            "budget": self.text,
-            "seed": self.seed,
-        }
-        return json.loads(
-            json.dumps({**named, "preset": preset, "counts": [len(self.panel.train), len(self.panel.test), self.sample_seeds]})
-        )
-
-    def command(self, name: str, images: int = 0) -> str:
-        """The command that makes this row's model again, or the row itself."""
-        given = [word for c in self.panel.columns for word in ("--given", c)]
-        if name in BASELINES:
-            families = name.replace(" ", "-").lower()
-            return shlex.join(
-                ["nonesuch", "compare", self.source, *(given or ["--given", "none"]), "--families", families, "--no-baselines"]
-            )
-        return shlex.join(
-            ["nonesuch", "fit", name, self.source, *given, "--budget", str(images or self.text), "--seed", str(self.seed)]
-        )
 
 
 def _costs(model: Model, rate: float) -> dict[str, float]:
@@ -292,24 +306,6 @@ def _grid(panel: Panel, x: Tensor) -> Tensor:
     return grid
 
 
-def _keep(folder: Path, identity: dict[str, Any], row: Row) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        artifact.save_tensors(folder / _ROW, {"grid": row.grid, "pairs": row.pairs}, {"identity": identity, "row": row.to_json()})
-    except OSError as error:
-        raise ValueError(f"the results cannot be written to {folder}: {error.strerror or error}.") from None
-
-
-def _kept(folder: Path | None, identity: dict[str, Any]) -> Row | None:
-    """The row finished before under the same identity. Raises ValueError if the folder holds another comparison's."""
-    if folder is None or not (folder / _ROW).is_file():
-        return None
-    pictures, about = artifact.load_tensors(folder / _ROW)
-    if about.get("identity") != identity:
-        raise ValueError(f"{folder} holds the results of other arguments; choose another folder, or remove that one.")
-    return Row.from_json(about["row"], **pictures)
-
-
 def _line(row: Row) -> str:
     """A row in one line of text."""
     shown = [
@@ -327,11 +323,11 @@ def _data_summary(data: Data, columns: tuple[str, ...]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _protocol(panel: Panel, run: _Run, sample_seeds: int) -> dict[str, Any]:
+def _protocol(panel: Panel, plan: _Plan) -> dict[str, Any]:
     extractor = panel.extractor
     return {
-        "budget": run.text, "seed": run.seed, "n": len(panel.train), "test": len(panel.test), "label": panel.label,
-        "sample_seeds": sample_seeds,
+        "budget": plan.text, "seed": plan.seed, "n": len(panel.train), "test": len(panel.test), "label": panel.label,
+        "sample_seeds": plan.sample_seeds,
         "extractor": extractor.name if extractor else "pixels", "extractor_sha256": extractor.sha256 if extractor else "",
         "note": panel.note, "threads": torch.get_num_threads(), "device": "cuda" if torch.cuda.is_available() else "cpu",
         "torch": str(torch.__version__), "distances": panel.distances["train"].extractor,

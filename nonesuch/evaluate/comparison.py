@@ -85,9 +85,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pictures, as plain values."""
-        from nonesuch import __version__
-
-        return {"nonesuch": __version__, "data": self.data, "protocol": self.protocol, "rows": [r.to_json() for r in self.rows]}
+        return {"format": 1, "data": self.data, "protocol": self.protocol, "rows": [r.to_json() for r in self.rows]}
 
     def table(self) -> str:
         """The rows as aligned text."""

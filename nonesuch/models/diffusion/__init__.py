@@ -7,9 +7,10 @@ squared error over all noise levels *is* the likelihood (a bound; or an estimate
 
 It can: sample well and with any number of steps, say a likelihood, be guided, restore (D composes with a known degradation).
 It cannot: sample in one step, or give latents of fewer dimensions than the image.
-It costs: one network evaluation a training image; 20 to 40 a sampled image; 32 a likelihood.
+It costs: one network evaluation a training image, about 18 a sampled image, 33 a likelihood.
 
-    edm.py           EDM: preconditioning, noise levels and samplers of Karras et al.; categorical pixels where levels are few
+    edm.py           EDM: noise levels, loss, sampling and likelihood; the presets
+    _network.py      D between EDM's scalings, or the mean of votes for a pixel's few levels; U-Net, transformer or perceptron
     _schedule.py     noise levels, and how they are walked and drawn
     _samplers.py     Euler (DDIM), Heun with churn, DPM-Solver++(2M)
     _likelihood.py   the variational bound and the probability flow's density

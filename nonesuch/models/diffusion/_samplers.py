@@ -1,8 +1,8 @@
 """Solvers of the probability-flow equation dx / d sigma = (x - D(x; sigma)) / sigma, from noise to data.
 
-Each walks a decreasing list of noise levels and yields x after each, ending with a step to sigma = 0: the denoised image
+Each walks a decreasing list of noise levels and yields x after each; the last step, to sigma = 0, gives the denoised image
 itself. D is a function of (x, sigma as a float), so an exact denoiser tests them. Global order in the step: Euler 1 (it is
-DDIM), Heun 2, DPM-Solver++(2M) 2 with one evaluation a step. Churn adds fresh noise before each step of Heun and removes it again.
+DDIM), Heun 2, DPM-Solver++(2M) 2 with one evaluation a step. Churn adds fresh noise before each step of Heun and removes it.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022) arXiv:2206.00364, Algorithms 1 and 2
@@ -73,7 +73,7 @@ def solve(
     if sampler not in SAMPLERS:
         raise ValueError(f"there is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
     if churn < 0 or (churn and sampler != "heun"):
-        raise ValueError(f"churn must be at least 0, and only heun has it; got churn={churn} with {sampler}.")
+        raise ValueError(f"churn must be at least 0, and only heun has it (sampler='heun'); got {churn} with {sampler}.")
     if sampler == "heun":
         return heun(denoise, x, sigmas, churn, noise)
     return euler(denoise, x, sigmas) if sampler == "euler" else dpmpp_2m(denoise, x, sigmas)

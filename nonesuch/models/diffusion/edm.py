@@ -42,13 +42,13 @@ from nonesuch.models.diffusion._schedule import NoiseLevels
 class Config:
     """The network, the noise, and the defaults of sampling and scoring."""
 
-    base: int = 64  # channels at full resolution
-    mults: tuple[int, ...] = (1, 2)  # channels of each resolution, in multiples of base
-    blocks: int = 2  # residual blocks a resolution, each way
-    attention: tuple[bool, ...] = (False, True)  # whether a resolution has attention
-    num_heads: int = 4
     patch: int = 0  # 0: a U-Net; above: a transformer over patches of so many pixels a side, `blocks` deep and `width` wide
-    width: int = 128  # of the vector of noise level and condition
+    base: int = 64  # U-Net: channels at full resolution
+    mults: tuple[int, ...] = (1, 2)  # U-Net: channels of each resolution, in multiples of base
+    attention: tuple[bool, ...] = (False, True)  # U-Net: whether a resolution has attention
+    blocks: int = 2  # U-Net: residual blocks a resolution, each way; transformer: all of them
+    num_heads: int = 4
+    width: int = 128  # of the vector of noise level and condition, and of a transformer
     dropout: float = 0.1
     sigma_min: float = 0.2  # in steps between levels; for continuous images in 1/50 of their deviation
     sigma_max: float = 160.0  # in deviations of the data
@@ -58,7 +58,7 @@ class Config:
     log_normal_std: float = 1.2
     vote_weight: float = 1.0  # of the votes' cross-entropy beside the squared error
     steps: int = 18  # of the sampler
-    sampler: str = "heun"
+    sampler: str = "dpmpp_2m"
     churn: float = 0.0
     strata: int = 32  # noise levels an image that the bound is estimated from
     flow_steps: int = 24  # Runge-Kutta steps of the probability flow's density
@@ -66,7 +66,8 @@ class Config:
 
 PRESETS = {
     "tiny":   Preset({"base": 16, "mults": (1,), "blocks": 1, "attention": (False,), "width": 32, "dropout": 0.0, "steps": 12}),
-    "digits": Preset({}, {"batch": 64, "lr": 2e-3, "weight_decay": 0.01}, up_to_px=16),
+    "digits": Preset({"patch": 8, "width": 256, "blocks": 6, "sigma_max": 20.0}, {"batch": 256, "lr": 2e-3, "weight_decay": 0.01},
+                     up_to_px=16),
     "32px":   Preset({"base": 96, "mults": (1, 2, 2), "blocks": 3, "attention": (False, True, True), "width": 256},
                      {"batch": 64, "lr": 5e-4}, up_to_px=32),
     "64px":   Preset({"base": 96, "mults": (1, 2, 3, 4), "blocks": 2, "attention": (False, False, True, True), "width": 384},
@@ -97,9 +98,7 @@ class EDM(Model, Denoiser, Likelihood, Guidable):
         if len(config.mults) != len(config.attention):
             raise ValueError(f"mults and attention need one entry a resolution; got {config.mults} and {config.attention}.")
         c = config
-        self.network = Network(
-            spec, schema, c.base, c.mults, c.blocks, c.attention, c.width, c.dropout, c.num_heads, c.patch
-        )
+        self.network = Network(spec, schema, c.base, c.mults, c.blocks, c.attention, c.width, c.dropout, c.num_heads, c.patch)
 
     @property
     def levels(self) -> NoiseLevels:

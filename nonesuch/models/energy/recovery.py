@@ -74,10 +74,10 @@ class Config:
     channels_at: tuple[int, ...] = ()  # channels of the convolutional resolutions, each half the one before; none: dense only
     patch: int = 1  # pixels a side of the cells that the first resolution works on
     blocks: int = 1  # residual blocks a resolution
-    hidden: int = 512  # width of the residual network on the flattened grid
+    hidden: int = 256  # width of the residual network on the flattened grid
     depth: int = 3  # its residual blocks
     width: int = 128  # of the vector that carries the noise level and the condition
-    dropout: float = 0.0  # of its hidden units, in the score-matching term
+    dropout: float = 0.5  # of its hidden units, in the score-matching term
     sigma_min: float = 0.08  # deviation of the least noise, where standardised images have 1
     sigma_max: float = 5.0  # and of the most, from which chains start
     match: float = 1.0  # weight of score matching (Eq. 4)
@@ -86,15 +86,16 @@ class Config:
     ratio: float = 1.5  # r, between the noise of y' and of y
     chain: int = 8  # Langevin steps of a training chain
     steps: int = 64  # Langevin steps of a sampling chain
-    step_size: float = 1.0  # eps in units of the deviation of what is sampled; below 2, or chains diverge
+    step_size: float = 0.9  # eps in units of the deviation of what is sampled; below 2, or chains diverge
 
 
 _TUNED = {"batch": 128, "lr": 1e-3}
+_IMAGES = {"dropout": 0.1, "hidden": 768, "blocks": 2, "patch": 2}  # sane sizes, not tuned
 PRESETS = {
-    "tiny": Preset({"hidden": 64, "depth": 2, "width": 32, "steps": 24}, {"batch": 64, "lr": 2e-3}),
-    "px16": Preset({}, _TUNED, up_to_px=16),
-    "px32": Preset({"channels_at": (64, 128, 256), "patch": 2, "blocks": 2, "hidden": 768}, _TUNED, up_to_px=32),
-    "px64": Preset({"channels_at": (64, 128, 256, 384), "patch": 2, "blocks": 2, "hidden": 768}, _TUNED, up_to_px=64),
+    "tiny": Preset({"hidden": 64, "depth": 2, "width": 32, "dropout": 0.0, "steps": 24}, {"batch": 64, "lr": 2e-3}),
+    "px16": Preset({}, _TUNED, 16, "digits given label: CAS 0.972 (3 seeds), 200k images, 75 s of one core"),
+    "px32": Preset({**_IMAGES, "channels_at": (64, 128, 256)}, _TUNED, up_to_px=32),
+    "px64": Preset({**_IMAGES, "channels_at": (64, 128, 256, 384)}, _TUNED, up_to_px=64),
 }
 
 

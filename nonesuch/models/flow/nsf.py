@@ -58,7 +58,6 @@ class Config:
     heads: int = 0  # of attention in the convolutional conditioners; 0: convolutions alone
     attention_px: int = 16  # largest side, after squeezing, at which attention is used
     dequantize: int = 1  # pairs of couplings of the dequantizer
-    own: bool = True
     dropout: float = 0.1  # of the conditioners' channels
     table: int = 2**18  # largest number of entries of the pixels' histograms; beyond, pixels share one
 
@@ -67,7 +66,8 @@ class Config:
 PRESETS = {
     "tiny":   Preset({"pairs": (1, 1), "bins": 4, "hidden": 16, "dense": 32, "width": 16, "dropout": 0.0},
                      {"batch": 64, "lr": 2e-3}),
-    "digits": Preset({}, {"batch": 128, "lr": 2e-3, "weight_decay": 0.01}, up_to_px=16),
+    "digits": Preset({"dense": 192, "dropout": 0.5}, {"batch": 128, "lr": 1e-3, "weight_decay": 1.0}, up_to_px=16,
+                     reached="digits given label, test, 75 s on one core: bits/dim 1.85 (bound; 1.77 of 16 draws), CAS 0.97"),
     "32px":   Preset({"pairs": (4, 4, 4), "bins": 16, "hidden": 96, "blocks": 3, "width": 128, "heads": 4, "dequantize": 2,
                       "dropout": 0.05}, {"batch": 64, "lr": 1e-3, "warmup": 0.05}, up_to_px=32),
     "64px":   Preset({"pairs": (4, 4, 4, 4), "bins": 16, "hidden": 128, "blocks": 4, "width": 128, "heads": 4, "dequantize": 2,
@@ -96,7 +96,7 @@ class NSF(Model, Likelihood, Encoder):
     def __init__(self, config: Config, spec: ImageSpec, schema: Schema) -> None:
         super().__init__(config, spec, schema)
         if spec.kind == "categorical":
-            raise ValueError("a flow needs values with an order: it takes ordinal or continuous images, not categorical ones.")
+            raise ValueError("a flow needs values with an order: use it for ordinal or continuous images, not categorical ones.")
         if not config.pairs or min(config.pairs) < 1 or config.dequantize < 1:
             raise ValueError("pairs needs at least one scale and one pair of couplings at each, and so does dequantize.")
         size = spec.size or (1,)  # a vector is a line of one position
@@ -124,7 +124,7 @@ class NSF(Model, Likelihood, Encoder):
         p = self.config.dropout
         masks = batch.keys.keep("dropout", p, self.dropped, device=self.device) if p else None
         c = self.embed(batch.given, len(batch.x), self.device)
-        nats = self._draw_bound(batch.x, batch.given, c, batch.keys, 0, self.compute_dtype, masks, own=self.config.own)
+        nats = self._draw_bound(batch.x, batch.given, c, batch.keys, 0, self.compute_dtype, masks, own=True)
         return Terms({"bits_per_dim": -nats.mean() / (self.spec.numel * math.log(2))})
 
     @torch.no_grad()

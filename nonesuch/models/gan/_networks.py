@@ -120,7 +120,7 @@ class Critic(nn.Module):
         self.psi = gained(Linear(embed, 1, bias=False), _GAIN)  # a bias would cancel in every difference of logits
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        h = activation(channels_last(self.enter(channels_last(x))))  # twice: with one channel, the first layout is none
+        h = channels_last(self.enter(channels_last(x)))  # twice: with one channel, the first layout is none
         for i, stage in enumerate(self.stages):
             h = stage(self.change[i - 1](_downsample(h)) if i else h)
         # In channels-last memory this is a view, and so is its gradient.

@@ -45,6 +45,7 @@ class Config:
     gamma, gamma_end: weight of both penalties at the start and at the end of a run, geometric between.
     penalty_every: rounds from one computation of the penalties to the next.
     augment: probability of each augmentation; noise: uniform noise on the critic's images, in levels.
+    critic_lr: the critic's learning rate relative to the generator's.
     """
 
     latent: int = 64
@@ -56,15 +57,16 @@ class Config:
     gamma: float = 0.2
     gamma_end: float = 0.02
     penalty_every: int = 4
-    augment: float = 0.5
+    augment: float = 0.2
     noise: float = 1.0
+    critic_lr: float = 3.0
 
 
 _RECIPE = {"batch": 64, "lr": 2e-3, "betas": (0.0, 0.99), "clip": 0.0}
 
 PRESETS = {
     "tiny":   Preset({"latent": 8, "embed": 8, "widths": (8, 16), "blocks": (1, 1), "group": 8, "expansion": 1.0}, _RECIPE),
-    "digits": Preset({}, _RECIPE, up_to_px=16),
+    "digits": Preset({}, _RECIPE, up_to_px=16, reached="CAS 0.950 on validation, 60k images, 39 s of one core"),
     "32px":   Preset({"widths": (64, 128, 256, 256), "blocks": (2,) * 4, "latent": 64, "embed": 256}, _RECIPE, up_to_px=32),
     "64px":   Preset({"widths": (64, 128, 256, 256, 256), "blocks": (2,) * 5, "latent": 64, "embed": 256}, _RECIPE, up_to_px=64),
 }  # fmt: skip
@@ -105,7 +107,7 @@ class R3GAN(Model, Decoder):
         critic = [*self.critic.parameters(), *self.critic_embed.parameters()]
         generator = [*self.generator.parameters(), *self.generator_embed.parameters()]
         return [
-            Objective("critic", critic, self._critic_terms, average=False),
+            Objective("critic", critic, self._critic_terms, average=False, lr_scale=self.config.critic_lr),
             Objective("generator", generator, self._generator_terms),
         ]
 

@@ -11,4 +11,5 @@ both learn from the bound its guess gives.
     vdvae.py     a hierarchy of stochastic layers at growing resolutions, all trained at once
     _ladder.py   its networks: upward pass, stochastic layers
     _pixels.py   p(x | z) on a grid of levels: categorical, or a mixture of discretized logistics
+    _augment.py  training pictures moved, with the model told how
 """

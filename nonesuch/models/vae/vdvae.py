@@ -70,11 +70,13 @@ class Config:
     components: int = 5  # logistics in the mixture
 
 
+# At 8 x 8 pixels one stochastic layer of 16 latents for the whole picture does it: a second one carried 0.001 bits/dim.
 _SMALL = {"width": 128, "latents": 16, "blocks": (2, 2, 2, 1, 1), "augment": 0.3}
 PRESETS = {
     "tiny":   Preset({"patch": 8, "width": 48, "latents": 4, "blocks": (2,), "dropout": 0.0, "kl_warmup": 0.5}, {"lr": 3e-3}),
-    "digits": Preset({"patch": 8, "width": 256, "latents": 16, "blocks": (1,), "dropout": 0.2, "augment": 0.5},
-                     {"batch": 128, "lr": 2e-3}, up_to_px=16),
+    "digits": Preset({"patch": 8, "width": 256, "latents": 16, "blocks": (1,), "dropout": 0.35, "augment": 0.5, "free_bits": 0.06,
+                      "likelihood": "logistics"}, {"batch": 128, "lr": 2e-3, "weight_decay": 0.3}, up_to_px=16,
+                     reached="digits given label, 5m on one core: test 1.951 bits/dim (100 draws), ELBO 1.988 with KL 0.094; CAS 0.982"),
     "small":  Preset({**_SMALL, "patch": 2}, {"batch": 64, "lr": 1e-3}, up_to_px=32, reached="not tuned"),
     "medium": Preset({**_SMALL, "patch": 4, "width": 192}, {"batch": 64, "lr": 7e-4}, up_to_px=64, reached="not tuned"),
 }  # fmt: skip

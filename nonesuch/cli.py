@@ -393,7 +393,7 @@ def _compared() -> Iterator[Any]:
                 bars.update(task, description=name, total=event.total, completed=event.images, what=what)
             elif progress.stage in ("done", "kept", "failed"):
                 said = (progress.text.strip() or progress.stage).splitlines()[-1]
-                console.print(f"{name}: {said}", highlight=False, markup=False)
+                console.print(f"{name}: {said}", highlight=False, markup=False, soft_wrap=True)
             else:
                 bars.update(task, description=name, total=None, what=progress.text)
 

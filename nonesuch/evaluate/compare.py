@@ -148,8 +148,8 @@ class _Plan:
 
     @property
     def allowance_s(self) -> float:
-        """What may be spent on more sampling seeds than one: a fifth of the training time."""
-        return max(5.0, 0.2 * self.budget.seconds) if self.budget.seconds else 20.0
+        """What may be spent on more sampling seeds than one: three tenths of the training time."""
+        return max(5.0, 0.3 * self.budget.seconds) if self.budget.seconds else 20.0
 
     def folder(self, name: str) -> Path | None:
         """Where a row's checkpoint and results are kept."""

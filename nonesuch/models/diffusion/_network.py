@@ -38,6 +38,28 @@ from nonesuch.nn.unet import UNet
 FEW_LEVELS = 64  # up to here a pixel's levels are voted for
 
 
+def move(x: Tensor, keys: Seeds, probability: float) -> tuple[Tensor, Tensor]:
+    """Shift images (B, C, *size) by up to an eighth of each side and mirror the last axis, each with that probability.
+
+    Returns them and what was done (B, axes + 1): shares of the largest shift, and 1 for a mirror. The network is told, so that it
+    learns from moved images without ever drawing one ("non-leaky" augmentation; EDM, appendix F.2).
+    """
+    size = x.shape[2:]
+    u = keys.uniform("move", 2 * len(size) + 2, device=x.device)
+    done = torch.zeros(len(x), len(size) + 1, device=x.device)
+    for axis, side in enumerate(size):
+        reach = max(1, side // 8)
+        shift = ((u[:, axis] * (2 * reach + 1)).floor() - reach) * (u[:, len(size) + axis] < probability)
+        index = torch.arange(side, device=x.device) + shift[:, None].long()
+        done[:, axis] = shift / reach
+        if axis == len(size) - 1:
+            done[:, -1] = (u[:, -1] < probability / 2).float()
+            index = torch.where(done[:, -1:] > 0, index.flip(1), index)
+        rows = [-1, 1, *[side if a == axis else 1 for a in range(len(size))]]
+        x = x.gather(2 + axis, index.clamp(0, side - 1).view(rows).expand(x.shape))
+    return x, done
+
+
 class Perceptron(nn.Module):
     """x + mlp(norm(x)) on (B, T, width), scaled and shifted by c (B, width): a transformer block without its attention."""
 
@@ -49,7 +71,8 @@ class Perceptron(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, keys: Seeds | None = None) -> Tensor:
         scale, shift = self.modulation(c)[:, None].chunk(2, -1)
-        return x + self.drop(self.leave(F.silu(self.enter(torch.addcmul(shift, self.norm(x), 1 + scale)))), keys)
+        h = F.silu(self.enter(torch.addcmul(shift, self.norm(x), 1 + scale)))
+        return x + self.leave(self.drop(h, keys))
 
 
 class PatchTransformer(nn.Module):
@@ -107,6 +130,7 @@ class Network(nn.Module):
         dims = max(1, len(spec.size))  # a vector is a line of one pixel
         self.noise = nn.ModuleList([Fourier(width), Linear(width, width), Linear(width, width)])
         self.condition = GivenEmbedding(schema, width)
+        self.moved = Linear(len(spec.size) + 1, width, bias=False)
         channels, out = spec.channels * (2 if self.votes else 1), spec.channels * k
         self.unet: nn.Module
         if patch:
@@ -135,27 +159,32 @@ class Network(nn.Module):
             self.log_frequency.copy_(((counts + 12 * pooled) / (len(x) + 12)).log())
 
     def forward(
-        self, x_t: Tensor, sigma: Tensor, given: Given, dtype: torch.dtype = torch.float32, keys: Seeds | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """D (B, C, *size) of x_t at sigma (B,), and the logits of levels or None; keys for dropout in training."""
+        self, x_t: Tensor, sigma: Tensor, given: Given, dtype: torch.dtype = torch.float32,
+        keys: Seeds | None = None, moved: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """D (B, C, *size) of x_t at sigma (B,), and the logits of levels or None.
+
+        In training: keys for dropout, and how each image was moved (B, axes + 1), which is nothing (zeros) when it is None.
+        """
         rows = [-1, *[1] * (x_t.dim() - 1)]
         s = sigma.to(x_t.dtype).view(rows)
         total = (s**2 + self.sigma_data**2).sqrt()
         centred = (x_t - self.mean) / total  # c_in
         if not self.votes:
-            f = self._network(centred, sigma, given, dtype, keys).to(x_t.dtype)
+            f = self._network(centred, sigma, given, dtype, keys, moved).to(x_t.dtype)
             c_skip, c_out = (self.sigma_data / total) ** 2, s * self.sigma_data / total
             return self.mean + c_skip * (x_t - self.mean) + c_out * f, None  # Eq. 1
         levels = self.grid.to(x_t.dtype).view(1, 1, -1, *[1] * len(self.spec.size))
         own = self.log_frequency - (x_t[:, :, None] - levels) ** 2 / (2 * s[:, :, None] ** 2)  # Eq. 2
         guess = ((own.softmax(2) * levels).sum(2) - self.mean) / self.sigma_data
-        f = self._network(torch.cat([centred, guess], 1), sigma, given, dtype, keys)
+        f = self._network(torch.cat([centred, guess], 1), sigma, given, dtype, keys, moved)
         logits = own + f.to(x_t.dtype).unflatten(1, (self.spec.channels, -1))
         return (logits.softmax(2) * levels).sum(2), logits
 
-    def _network(self, x: Tensor, sigma: Tensor, given: Given, dtype: torch.dtype, keys: Seeds | None) -> Tensor:
+    def _network(self, x: Tensor, sigma: Tensor, given: Given, dtype: torch.dtype, keys: Seeds | None, moved: Tensor | None) -> Tensor:
         fourier, first, second = self.noise
-        c = F.silu(second(F.silu(first(fourier(sigma.log() / 4)))) + self.condition(given, len(x), x.device))
+        c = second(F.silu(first(fourier(sigma.log() / 4)))) + self.condition(given, len(x), x.device)
+        c = F.silu(c if moved is None else c + self.moved(moved))
         flat = x if self.spec.size else x[..., None]
         out: Tensor = self.unet(flat.to(dtype), c, keys).float()
         return out if self.spec.size else out[..., 0]

@@ -166,7 +166,7 @@ def sample(
     """Draw images from a trained model."""
     from nonesuch.core.model import guided
     from nonesuch.core.seeds import Seeds
-    from nonesuch.evaluate.pictures import save_images, save_sheet
+    from nonesuch.data.pictures import save_images, save_sheet
 
     _require_place(out)
     model = _load(checkpoint)

@@ -19,12 +19,12 @@ from nonesuch.core.objective import Objective
 from nonesuch.core.seeds import Seeds
 from nonesuch.data.dataset import Data, Images, fingerprint, split_by_content
 from nonesuch.data.open import open as open_data
+from nonesuch.data.pictures import picture, png_bytes, save_images, sheet
 from nonesuch.evaluate import compare as comparing
 from nonesuch.evaluate import features, panel, report
 from nonesuch.evaluate.baselines import BASELINES
 from nonesuch.evaluate.compare import compare, subjects
 from nonesuch.evaluate.comparison import Comparison, Row
-from nonesuch.evaluate.pictures import picture, png_bytes, save_images, sheet
 from nonesuch.evaluate.score import Score
 from nonesuch.train.recipe import Budget
 

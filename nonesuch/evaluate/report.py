@@ -18,8 +18,8 @@ from torch import Tensor
 
 from nonesuch.core.artifact import read_spec
 from nonesuch.core.image import ImageSpec
+from nonesuch.data.pictures import png_bytes, sheet
 from nonesuch.evaluate.panel import VERDICTS
-from nonesuch.evaluate.pictures import png_bytes, sheet
 from nonesuch.evaluate.score import Score
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ _PUBLIC = {
     "compare": "evaluate.compare",
     "fit": "train.fit",
     "guided": "core.model",
-    "load": "catalog",
+    "load": "train.device",
     "save": "core.artifact",
 }
 _MODULES = ("catalog", "core", "data", "evaluate", "nn", "train")

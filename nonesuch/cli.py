@@ -167,9 +167,10 @@ def sample(
     from nonesuch.core.model import guided
     from nonesuch.core.seeds import Seeds
     from nonesuch.data.pictures import save_images, save_sheet
+    from nonesuch.train.device import load
 
     _require_place(out)
-    model = _load(checkpoint)
+    model = load(checkpoint)
     options = {k.removeprefix("options."): v for k, v in _pairs(changes)}
     drawing = model if guidance is None else guided(model, guidance)
     model.require_fitted()
@@ -200,8 +201,9 @@ def score(checkpoint: Checkpoint, data: Source, limit: Limit = 2000, seed: Seed 
 
     from nonesuch.data.open import open as open_data
     from nonesuch.evaluate.panel import VERDICTS, Panel, subject_of_model
+    from nonesuch.train.device import load
 
-    model = _load(checkpoint)
+    model = load(checkpoint)
     opened = open_data(data)
     mine, theirs = ((s.shape, s.levels) for s in (model.spec, opened.spec))
     if mine != theirs:
@@ -340,15 +342,6 @@ def _condition(model: Model, given: Sequence[str] | None, n: int) -> Any:
         out[name] = [several[i % len(several)].strip() for i in range(n)]
     return out
 
-
-def _load(checkpoint: Path) -> Model:
-    """The model of a checkpoint, where and in the precision it computes fastest."""
-    from nonesuch import catalog
-    from nonesuch.train.device import place
-
-    model = catalog.load(checkpoint)
-    place(model)
-    return model
 
 
 def _require_place(out: Path) -> None:

@@ -6,10 +6,12 @@ losses, likelihoods and statistics stay float32. Without such hardware bf16 is s
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 
+from nonesuch import catalog
 from nonesuch.core.model import Model
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -28,6 +30,17 @@ def place(model: Model, device: str | None = None, precision: Precision = "auto"
             module.compute_dtype = dtype
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
     return f"{where.type}, {torch.get_num_threads()} threads, {name} for convolutions and matrix products"
+
+
+def load(path: str | Path, model: type[Model] | None = None, *, device: str | None = None, precision: Precision = "auto") -> Model:
+    """Read a checkpoint folder and place the model, as `fit` did with the one it returned.
+
+    model: the class of one from outside the catalogue; no code is loaded by name. Raises ValueError, with what is wrong, for
+    anything that is no checkpoint.
+    """
+    loaded = catalog.load(path, model)
+    place(loaded, device, precision)
+    return loaded
 
 
 def has_bf16(device: torch.device) -> bool:

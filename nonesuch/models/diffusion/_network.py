@@ -121,7 +121,7 @@ class Network(nn.Module):
 
     def __init__(
         self, spec: ImageSpec, schema: Schema, base: int, mults: Sequence[int], blocks: int, attention: Sequence[bool],
-        width: int, dropout: float, num_heads: int, patch: int,
+        width: int, dropout: float, num_heads: int, patch: int, told_of_moves: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         self.votes = spec.levels is not None and spec.levels <= FEW_LEVELS
@@ -130,7 +130,7 @@ class Network(nn.Module):
         dims = max(1, len(spec.size))  # a vector is a line of one pixel
         self.noise = nn.ModuleList([Fourier(width), Linear(width, width), Linear(width, width)])
         self.condition = GivenEmbedding(schema, width)
-        self.moved = Linear(len(spec.size) + 1, width, bias=False)
+        self.moved = Linear(len(spec.size) + 1, width, bias=False) if told_of_moves else None
         channels, out = spec.channels * (2 if self.votes else 1), spec.channels * k
         self.unet: nn.Module
         if patch:
@@ -181,10 +181,14 @@ class Network(nn.Module):
         logits = own + f.to(x_t.dtype).unflatten(1, (self.spec.channels, -1))
         return (logits.softmax(2) * levels).sum(2), logits
 
-    def _network(self, x: Tensor, sigma: Tensor, given: Given, dtype: torch.dtype, keys: Seeds | None, moved: Tensor | None) -> Tensor:
+    def _network(
+        self, x: Tensor, sigma: Tensor, given: Given, dtype: torch.dtype, keys: Seeds | None, moved: Tensor | None
+    ) -> Tensor:
         fourier, first, second = self.noise
         c = second(F.silu(first(fourier(sigma.log() / 4)))) + self.condition(given, len(x), x.device)
-        c = F.silu(c if moved is None else c + self.moved(moved))
+        if self.moved is not None and moved is not None:
+            c = c + self.moved(moved)
+        c = F.silu(c)
         flat = x if self.spec.size else x[..., None]
         out: Tensor = self.unet(flat.to(dtype), c, keys).float()
         return out if self.spec.size else out[..., 0]

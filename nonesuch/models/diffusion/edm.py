@@ -67,8 +67,8 @@ class Config:
 
 PRESETS = {
     "tiny":   Preset({"base": 16, "mults": (1,), "blocks": 1, "attention": (False,), "width": 32, "dropout": 0.0, "steps": 12}),
-    "digits": Preset({"patch": 8, "width": 256, "blocks": 6, "sigma_max": 20.0}, {"batch": 256, "lr": 2e-3, "weight_decay": 0.01},
-                     up_to_px=16),
+    "digits": Preset({"patch": 8, "width": 256, "blocks": 6, "dropout": 0.3, "augment": 0.35, "sigma_max": 20.0,
+                      "log_normal": 0.8, "log_normal_mean": 0.0}, {"batch": 256, "lr": 2e-3, "weight_decay": 0.3}, up_to_px=16),
     "32px":   Preset({"base": 96, "mults": (1, 2, 2), "blocks": 3, "attention": (False, True, True), "width": 256},
                      {"batch": 64, "lr": 5e-4}, up_to_px=32),
     "64px":   Preset({"base": 96, "mults": (1, 2, 3, 4), "blocks": 2, "attention": (False, False, True, True), "width": 384},
@@ -98,8 +98,10 @@ class EDM(Model, Denoiser, Likelihood, Guidable):
             raise ValueError("EDM adds Gaussian noise, which categorical images do not take; use an autoregressive model.")
         if len(config.mults) != len(config.attention):
             raise ValueError(f"mults and attention need one entry a resolution; got {config.mults} and {config.attention}.")
-        c = config
-        self.network = Network(spec, schema, c.base, c.mults, c.blocks, c.attention, c.width, c.dropout, c.num_heads, c.patch)
+        c, self.moves = config, config.augment > 0 and len(spec.size) > 0
+        self.network = Network(
+            spec, schema, c.base, c.mults, c.blocks, c.attention, c.width, c.dropout, c.num_heads, c.patch, self.moves
+        )
 
     @property
     def levels(self) -> NoiseLevels:
@@ -118,7 +120,7 @@ class EDM(Model, Denoiser, Likelihood, Guidable):
 
     def _terms(self, batch: Batch) -> Terms:
         x, levels, moved = batch.x, self.levels, None
-        if self.config.augment and self.spec.size:
+        if self.moves:
             x, moved = move(x, batch.keys, self.config.augment)
         sigma, by_information = self._draw_levels(batch.keys, levels)
         sigma = sigma.to(x.device, torch.float32)

@@ -32,7 +32,9 @@ def place(model: Model, device: str | None = None, precision: Precision = "auto"
     return f"{where.type}, {torch.get_num_threads()} threads, {name} for convolutions and matrix products"
 
 
-def load(path: str | Path, model: type[Model] | None = None, *, device: str | None = None, precision: Precision = "auto") -> Model:
+def load(
+    path: str | Path, model: type[Model] | None = None, *, device: str | None = None, precision: Precision = "auto"
+) -> Model:
     """Read a checkpoint folder and place the model, as `fit` did with the one it returned.
 
     model: the class of one from outside the catalogue; no code is loaded by name. Raises ValueError, with what is wrong, for

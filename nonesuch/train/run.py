@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ from nonesuch.data.dataset import Images, batch_keys
 from nonesuch.train.optim import Adam, Averages
 from nonesuch.train.recipe import Recipe
 
-_WARM_S, _MEASURE_S = 1.0, 2.0  # a time budget's warm-up: steps not counted, then steps that are
+_MEASURE_S, _ROUNDS = 3.0, 8  # how long a time budget's warm-up measures, and how many rounds at a time
 
 
 @dataclass
@@ -126,16 +127,15 @@ def whole_rounds() -> Iterator[None]:
 def images_for(run: Run, seconds: float) -> int:
     """The length, in images, of a run of so many seconds: measured on a copy that is thrown away.
 
-    The first steps, which allocate and choose kernels, are not counted; the measurement comes out of the budget.
+    The rate is that of the quickest few rounds: the first ones allocate and choose kernels, others wait for the machine. The
+    measurement comes out of the budget.
     """
     trial = Run(copy.deepcopy(run.model), run.data, replace(run.recipe, images=1 << 40))
-    begin = start = time.perf_counter()
-    steps, warm = 0, min(_WARM_S, 0.03 * seconds)
-    while steps < 4 or time.perf_counter() - start < min(_MEASURE_S, 0.1 * seconds):
-        trial.step()
-        steps += 1
-        if start == begin and time.perf_counter() - begin > warm:
-            start, steps = time.perf_counter(), 0
-    rate = steps * run.recipe.batch / (time.perf_counter() - start)
+    begin, quickest = time.perf_counter(), math.inf
+    while quickest == math.inf or time.perf_counter() - begin < min(_MEASURE_S, 0.1 * seconds):
+        start = time.perf_counter()
+        for _ in range(_ROUNDS):
+            trial.step()
+        quickest = min(quickest, (time.perf_counter() - start) / _ROUNDS)
     left = max(seconds - (time.perf_counter() - begin), 0.5 * seconds)
-    return max(1, round(rate * left / run.recipe.batch)) * run.recipe.batch
+    return max(1, round(left / quickest)) * run.recipe.batch

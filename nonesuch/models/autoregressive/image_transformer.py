@@ -66,10 +66,10 @@ _TINY = Preset(
     {"batch": 64, "lr": 3e-3},
 )
 _SMALL = Preset(
-    {"width": 96, "depth": 2, "num_heads": 4, "dropout": 0.3, "augment": 0.6},
+    {"width": 96, "depth": 2, "num_heads": 4, "dropout": 0.2, "augment": 0.3},
     {"batch": 64, "lr": 4e-3, "weight_decay": 0.3},
     16,
-    "digits given label, validation: 1.699 bits/dim (exact) after 200k images, 5 minutes on one core",
+    "digits given label, test: CAS 0.974 (3 seeds) after 44k images, 45 s of two cores",
 )
 _LARGE = {"num_heads": 8, "ratio": 4, "reach": 3, "augment": 0.25}
 PRESETS = {

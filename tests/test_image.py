@@ -1,6 +1,5 @@
 """What a picture is: levels, the inside and the file's values lead to one another exactly, and what does not fit is refused."""
 
-import dataclasses
 import math
 
 import pytest
@@ -147,13 +146,6 @@ def test_dimensions_are_counted(axes: str, kind: Kind):
     spec = spec_of(axes, kind, 3)
     assert spec.shape == (3, *SIZES[axes])
     assert spec.numel == 3 * math.prod(SIZES[axes]) == torch.zeros(spec.shape).numel()
-
-
-def test_another_size_keeps_all_else():
-    spec = ImageSpec(2, (4, 6), levels=9, value_range=(-1, 3), unit="mm", dtype="float64")
-    assert spec.resized((8, 3)) == dataclasses.replace(spec, size=(8, 3))
-    with pytest.raises(ValueError, match="needs 2 sizes"):
-        spec.resized((3,))
 
 
 def test_lists_from_json_make_the_same_spec():

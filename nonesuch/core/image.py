@@ -12,7 +12,7 @@ so that neighbouring levels are `step` = 2 / (L - 1) apart. A *categorical* pict
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -76,10 +76,6 @@ class ImageSpec:
         """Distance of neighbouring levels inside, on [-1, 1]."""
         assert self.levels is not None
         return 2.0 / (self.levels - 1)
-
-    def resized(self, size: tuple[int, ...]) -> ImageSpec:
-        """The same kind of picture at another size."""
-        return replace(self, size=tuple(size))
 
     # -- the three scales: the file's values, levels, and the inside
 

@@ -38,6 +38,7 @@ test-all: $(TEST)
 
 check: $(TEST)
 	$(PY) -m ruff check
+	$(PY) -m ruff format --check --quiet nonesuch recipes tests
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/test_architecture.py
 

@@ -343,7 +343,6 @@ def _condition(model: Model, given: Sequence[str] | None, n: int) -> Any:
     return out
 
 
-
 def _require_place(out: Path) -> None:
     """Find out now, not after an hour, that nothing can be written there."""
     folder = out.parent if out.suffix else out

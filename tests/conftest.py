@@ -26,7 +26,7 @@ def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-install_import_hook("nonesuch", f"{__name__}.check_shapes")   # before the first import of nonesuch; JAXTYPING_DISABLE=1 omits it
+install_import_hook("nonesuch", f"{__name__}.check_shapes")  # before the first import of nonesuch; JAXTYPING_DISABLE=1 omits it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,9 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # so a shell's background jobs begin, and what they start
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell's background jobs begin, and what they start
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "PYTEST_XDIST_WORKER" in os.environ:   # one thread each, or the processes wait for one another
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or the processes wait for one another
         torch.set_num_threads(1)
 
 

@@ -34,7 +34,7 @@ BELOW["cli"] = BELOW["serve"] | {"serve"}
 BELOW["__init__"] = BELOW["cli"] | {"cli"}
 BELOW["__main__"] = {"cli"}
 
-BANNED_WORDS = {"manager", "runner", "helper", "util", "misc", "common", "factory", "wrapper"}   # and their plurals
+BANNED_WORDS = {"manager", "runner", "helper", "util", "misc", "common", "factory", "wrapper"}  # and their plurals
 BANNED_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 BANNED_CALLS = {"eval", "exec", "hasattr"}
 ARXIV = re.compile(r"(\d\d(0[1-9]|1[0-2])\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d\d(0[1-9]|1[0-2])\d{3})(v\d+)?")

@@ -107,7 +107,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
 
 def refused(folder: Path, **options: Any) -> str:
     """The one sentence a checkpoint is refused with."""
-    with pytest.raises(ValueError) as caught:   # noqa: PT011 (each test looks at the sentence)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (each test looks at the sentence)
         catalog.load(folder, **options)
     said = str(caught.value)
     assert len(said) > 20
@@ -350,7 +350,7 @@ def test_a_deeply_nested_description(folder: Path):
     text = '{"format": 1, "model": "vae", "parts": {"a": ' * 5000 + "{}" + "}}" * 5000
     refused(with_header(folder, {"__metadata__": {"nonesuch": text}}))
     about = artifact.describe(sound())
-    for _ in range(150):   # json reads this deep, and so do we
+    for _ in range(150):  # json reads this deep, and so do we
         about = {**artifact.describe(sound()), "parts": {"a": about}}
     assert "damaged" in refused(with_header(folder, {"__metadata__": {"nonesuch": json.dumps(about)}}), model=Sound)
 

@@ -16,7 +16,6 @@ from nonesuch.core.image import ImageSpec
 from nonesuch.core.model import guided
 from nonesuch.core.objective import Batch
 from nonesuch.core.seeds import Seeds
-from nonesuch.models.autoregressive._augment import move
 from nonesuch.models.autoregressive._heads import Categorical, Logistics, invert
 from nonesuch.models.autoregressive._raster import Raster
 from nonesuch.models.autoregressive.image_transformer import ImageTransformer
@@ -254,23 +253,6 @@ def test_uniform_noise_costs_at_least_its_entropy():
     x = spec.from_levels(Seeds.of(0, 200).integers("x", 256, 1, 4, 4))
     bits = -model.log_prob(x).nats / (spec.numel * math.log(2))
     assert bits.mean() >= 8 - 3 * bits.std() / 200**0.5
-
-
-def test_moved_pictures_stay_on_the_grid_and_say_how():
-    spec = ImageSpec(1, (8, 6), levels=17)
-    x = spec.from_levels(Seeds.of(0, 64).integers("x", 17, 1, 8, 6))
-    same, told = move(x, spec, Seeds.of(1, 64), 0.0)
-    assert torch.equal(same, x)
-    assert not told.any()
-    moved, told = move(x, spec, Seeds.of(1, 64), 1.0)
-    assert torch.equal(moved, spec.snap(moved))
-    shifted = told[:, -1] == 0  # moved by whole pixels only
-    for a, b, t in zip(x[shifted], moved[shifted], told[shifted], strict=True):
-        dx, dy = int(t[0]), int(t[1])
-        expected = torch.roll(a + 1, (-dy, -dx), (1, 2))
-        expected[:, 8 - dy if dy > 0 else 0 : 8 if dy > 0 else -dy] = 0
-        expected[:, :, 6 - dx if dx > 0 else 0 : 6 if dx > 0 else -dx] = 0
-        assert torch.equal(b, expected - 1)
 
 
 def test_neighbours_are_the_earlier_ones_nearby():

@@ -86,7 +86,7 @@ def test_a_file_defines_one_model_and_its_name_leads_back(name: str):
     assert model_name(cls) == name
     own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Model) and c.__module__ == module.__name__]
     assert own == [cls]
-    assert not [c for c in cls.__mro__[1:] if issubclass(c, Model) and c is not Model]   # abstract or final
+    assert not [c for c in cls.__mro__[1:] if issubclass(c, Model) and c is not Model]  # abstract or final
 
 
 @pytest.mark.parametrize("name", catalog.names())
@@ -97,7 +97,7 @@ def test_a_card_names_its_paper_in_bibtex(name: str):
     fields = dict(FIELD.findall(entry[3]))
     assert entry[2].startswith(re.sub(r"\W", "", card.authors.split(",")[0]).lower() + str(card.year))
     assert (fields["title"], fields["author"], fields["year"]) == (card.title, card.authors, str(card.year))
-    assert all("," in author for author in card.authors.split(" and "))   # "Surname, First and Surname, First"
+    assert all("," in author for author in card.authors.split(" and "))  # "Surname, First and Surname, First"
     assert card.bibtex().count("{") == card.bibtex().count("}")
     assert 1980 < card.year <= 2026
     assert card.arxiv or card.venue or card.url
@@ -112,7 +112,9 @@ def test_the_keys_of_all_cards_differ():
 
 
 def test_a_card_of_a_venue_is_of_its_proceedings():
-    card = Card("On the Origin of X", "Darwin, Charles and Wallace, Alfred", 1858, venue="Linnean Society", url="https://example.org")
+    card = Card(
+        "On the Origin of X", "Darwin, Charles and Wallace, Alfred", 1858, venue="Linnean Society", url="https://example.org"
+    )
     assert ENTRY.fullmatch(card.bibtex())
     assert card.bibtex().startswith("@inproceedings{darwin1858origin,")
     assert "booktitle = {Linnean Society}" in card.bibtex()

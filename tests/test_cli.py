@@ -287,7 +287,7 @@ def test_help_is_quick_and_loads_no_torch():
         start = time.perf_counter()
         assert program("-m", "nonesuch", "--help").returncode == 0
         seconds.append(time.perf_counter() - start)
-    assert statistics.median(seconds) < 1.2   # 0.3 s on an idle machine; twice the 0.6 s that is promised
+    assert statistics.median(seconds) < 1.2  # 0.3 s on an idle machine; twice the 0.6 s that is promised
     loaded = "import sys, nonesuch, nonesuch.cli; print('torch' in sys.modules or 'numpy' in sys.modules)"
     assert program("-c", loaded).stdout == "False\n"
 

@@ -78,7 +78,7 @@ def test_likelihood_stands_with_its_word_or_with_the_reason_why_there_is_none(ru
     assert "implicit" in by_name["gan/r3gan"].notes["bits"]
     assert by_name["kernel density"].scores["bits"].counts["draws"] == panel.DRAWS
     assert by_name["independent categoricals"].scores["bayes"].n == 120
-    assert by_name["independent categoricals"].scores["bayes"].value > 0.7   # on 299 images; a tenth by chance
+    assert by_name["independent categoricals"].scores["bayes"].value > 0.7  # on 299 images; a tenth by chance
 
 
 def test_kernel_density_is_found_to_copy(run: Compared):
@@ -89,7 +89,7 @@ def test_commands_repeat_the_run(run: Compared):
     by_name = {r.name: r for r in run[0].rows}
     row = by_name["vae/vdvae"]
     assert row.command.endswith(f"--given label --budget {int(row.costs['images'])} --seed 0")
-    assert row.command.startswith("nonesuch fit vae/vdvae '<script>")   # quoted for a shell
+    assert row.command.startswith("nonesuch fit vae/vdvae '<script>")  # quoted for a shell
     assert "--families kernel-density --no-baselines" in by_name["kernel density"].command
 
 
@@ -106,7 +106,7 @@ def test_events_tell_every_stage(run: Compared):
 
 def test_what_is_finished_is_not_done_again(run: Compared, digits: Data, monkeypatch: Patch):
     monkeypatch.setattr(features, "IMAGES_SEEN", 1280)
-    monkeypatch.setattr(comparing, "fit", None)   # training again would fail
+    monkeypatch.setattr(comparing, "fit", None)  # training again would fail
     asked = {"budget": "1k", "families": ["vae"], "limit": 150, "sample_seeds": 2, "out": run[2] / "runs"}
     told = []
     again = compare(digits, **asked, on_event=told.append)
@@ -164,7 +164,7 @@ def test_the_page_requests_nothing_and_escapes_everything(run: Compared):
     text = (run[2] / "sub" / "report.html").read_text()
     page = Page()
     page.feed(text)
-    assert page.open == []   # every tag is closed, in order
+    assert page.open == []  # every tag is closed, in order
     assert "script" not in page.tags
     assert EVIL not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
@@ -214,7 +214,7 @@ def test_a_chart_places_its_dots_where_the_numbers_are():
     rows = [Row(n, "gan", "", scores={"CAS": s}) for n, s in scores.items()]
     found = report.chart(rows, "CAS", percent=True, reference=0.8)
     assert found is not None
-    assert [d.row.name for d in found.dots] == ["b", "a"]   # the best first
+    assert [d.row.name for d in found.dots] == ["b", "a"]  # the best first
     low, high = 0.2 - 0.04 * 0.6, 0.8 + 0.04 * 0.6
     assert found.dots[0].at == pytest.approx(100 * (0.7 - low) / (high - low), abs=0.01)
     assert found.reference == pytest.approx(found.dots[0].high, abs=0.01)
@@ -229,8 +229,15 @@ def test_the_best_is_not_one_that_copies():
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(0.00123, "0.0012"), (2.0171, "2.02"), (-0.5, "\N{MINUS SIGN}0.500"), (1234.5, "1,234"), (None, "none"),
-     (float("nan"), "not finite"), (0.0, "0")],
+    [
+        (0.00123, "0.0012"),
+        (2.0171, "2.02"),
+        (-0.5, "\N{MINUS SIGN}0.500"),
+        (1234.5, "1,234"),
+        (None, "none"),
+        (float("nan"), "not finite"),
+        (0.0, "0"),
+    ],
 )
 def test_numbers_are_short(value: float | None, said: str):
     assert report.short(value) == said
@@ -258,7 +265,7 @@ def test_subjects_are_families_models_or_baselines():
 def test_unlabelled_images_of_other_kinds_are_compared(monkeypatch: Patch):
     monkeypatch.setattr(features, "IMAGES_SEEN", 640)
     rng = np.random.default_rng(0)
-    levels = torch.from_numpy(rng.integers(0, 4, (90, 3, 4, 6)))   # too small for the feature network: pixels are used
+    levels = torch.from_numpy(rng.integers(0, 4, (90, 3, 4, 6)))  # too small for the feature network: pixels are used
     schema, given = Schema({"age": Category(("a",))}), Given(90, {"age": torch.zeros(90).long()})
     everything = Images(ImageSpec(3, (4, 6), levels=4), schema, levels, given)
     train, test = split_by_content(everything, 30)
@@ -268,7 +275,7 @@ def test_unlabelled_images_of_other_kinds_are_compared(monkeypatch: Patch):
     assert row.scores["FD"].extractor == "pixels"
     assert "at least 8 pixels" in found.protocol["note"]
     assert "CAS" not in row.scores
-    assert row.scores["bits"].value == pytest.approx(2, abs=0.1)   # uniform noise of four levels
+    assert row.scores["bits"].value == pytest.approx(2, abs=0.1)  # uniform noise of four levels
     assert row.grid.shape == (10, 10, 3, 4, 6)
     assert "No feature network" in report.render(found)
 
@@ -304,7 +311,7 @@ def test_words_of_models_without_a_likelihood(digits: Data):
     assert "unnormalised" in panel.subject_of_model(built[Lukewarm], found, "a").bits
     measured = found.measure(panel.subject_of_model(built[Slow], found, "a"), allowance_s=0.0, tell=lambda text: None)
     assert measured.scores["bits"].value == 0
-    assert "draws" not in measured.scores["bits"].counts       # no time was allowed for more
+    assert "draws" not in measured.scores["bits"].counts  # no time was allowed for more
     assert measured.scores["CAS"].counts["seeds"] == 1
     assert measured.scores["bayes"].n == 50
 
@@ -312,15 +319,20 @@ def test_words_of_models_without_a_likelihood(digits: Data):
 def test_images_are_chosen_with_labels_and_by_key(digits: Data):
     first, again = (panel.chosen(digits.train, "label", 40, 0) for _ in range(2))
     assert torch.equal(first.levels, again.levels)
-    assert len(panel.chosen(digits.train, "label", 1000, 0)) == 299   # one has no label
+    assert len(panel.chosen(digits.train, "label", 1000, 0)) == 299  # one has no label
     with pytest.raises(ValueError, match="give more images"):
         panel.chosen(digits.train[:1], None, 40, 0)
 
 
 @pytest.mark.parametrize(
     ("p", "word"),
-    [((0.5, 0.5, 0.5), "clear"), ((0.001, 0.5, 0.5), "smooth"), ((0.5, 0.001, 0.5), "traces"), ((0.001, 0.001, 0.5), "copies"),
-     ((0.5, 0.5, 0.001), "copies")],
+    [
+        ((0.5, 0.5, 0.5), "clear"),
+        ((0.001, 0.5, 0.5), "smooth"),
+        ((0.5, 0.001, 0.5), "traces"),
+        ((0.001, 0.001, 0.5), "copies"),
+        ((0.5, 0.5, 0.001), "copies"),
+    ],
 )
 def test_the_verdict_is_a_word(p: tuple[float, ...], word: str):
     scores = {f"{k}_p": Score(v, k, 9) for k, v in zip(("nearer", "membership", "copies"), p, strict=True)}
@@ -339,8 +351,8 @@ def test_a_sheet_puts_images_where_they_belong():
     assert pixels.shape == (5, 8, 4)
     assert pixels[3:5, 6:8].eq(255).all()
     assert pixels[0, 0].tolist() == [0, 0, 0, 255]
-    assert pixels[:2, 3:5, 3].eq(0).all()   # there is no image there
-    assert pixels[2, :, 3].eq(0).all()      # the gap
+    assert pixels[:2, 3:5, 3].eq(0).all()  # there is no image there
+    assert pixels[2, :, 3].eq(0).all()  # the gap
     shown = np.asarray(Image.open(io.BytesIO(png_bytes(pixels, 2))))
     assert shown.shape == (10, 16, 4)
 
@@ -348,7 +360,7 @@ def test_a_sheet_puts_images_where_they_belong():
 def test_pictures_of_every_axes():
     volume = torch.zeros(1, 5, 4, 4) - 1
     volume[0, 2] = 1
-    assert picture(volume, ImageSpec(1, (5, 4, 4), "dhw", levels=2))[..., 0].eq(255).all()   # the middle slice
+    assert picture(volume, ImageSpec(1, (5, 4, 4), "dhw", levels=2))[..., 0].eq(255).all()  # the middle slice
     tokens = torch.tensor([[0, 1, 2]])
     assert picture(tokens, ImageSpec(1, (3,), "l", "categorical", 3))[0, :, 0].tolist() == [0, 128, 255]
     assert picture(torch.zeros(2), ImageSpec(2, (), "", "continuous", None)).shape == (1, 1, 4)

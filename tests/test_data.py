@@ -69,7 +69,7 @@ def as_read(arrays: Array) -> Array:
 
 
 def refused(source: Any) -> str:
-    with pytest.raises(ValueError) as caught:   # noqa: PT011 (each test looks at the sentence)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (each test looks at the sentence)
         data.open(source)
     said = str(caught.value)
     assert len(said) > 20
@@ -79,7 +79,7 @@ def refused(source: Any) -> str:
 
 # -- digits
 
-DIGITS_OF_THE_TEST = [34, 37, 47, 34, 37, 51, 50, 38, 30, 39]   # recorded once: another split is another benchmark
+DIGITS_OF_THE_TEST = [34, 37, 47, 34, 37, 51, 50, 38, 30, 39]  # recorded once: another split is another benchmark
 DIGITS_FINGERPRINT = "e06ce8ba75b67970d35c5e7a53af7b80"
 
 
@@ -200,9 +200,7 @@ def test_colour_comes_back_pixel_by_pixel(suffix: str, tmp_path: Path):
     assert bool(found.remarks) == (suffix == ".webp")
 
 
-@pytest.mark.parametrize(
-    ("mode", "channels"), [("1", 1), ("L", 1), ("LA", 2), ("P", 3), ("RGB", 3), ("RGBA", 4)]
-)
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 2), ("P", 3), ("RGB", 3), ("RGBA", 4)])
 def test_every_mode_has_its_channels(mode: str, channels: int, tmp_path: Path):
     pictures = [Pillow.fromarray(a).convert("RGB" if mode == "P" else "RGBA").convert(mode) for a in scene(5, 6, 6, 4)]
     for i, picture in enumerate(pictures):
@@ -380,7 +378,7 @@ def test_columns_of_two_splits_are_coded_alike(tmp_path: Path):
     age = found.schema["age"]
     assert isinstance(age, Number)
     assert torch.allclose(found.test.given.columns["age"] * age.std + age.mean, torch.tensor([70, 20.5, 0]), atol=1e-4)
-    assert found.test.given.columns["kind"].tolist() == [1, -1, 0]   # "c" was never trained on
+    assert found.test.given.columns["kind"].tolist() == [1, -1, 0]  # "c" was never trained on
 
 
 # -- what cannot be learned from
@@ -418,7 +416,7 @@ def test_a_corrupt_file_is_named(damage: Callable[[bytes], bytes], tmp_path: Pat
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".bmp", ".tif", ".jpg", ".webp"])
-@pytest.mark.filterwarnings("ignore::UserWarning")   # Pillow warns of damaged metadata
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of damaged metadata
 def test_flipped_bits_are_read_or_refused_in_a_sentence(suffix: str, tmp_path: Path):
     for i, array in enumerate(scene(3, 6, 6)):
         write(tmp_path / f"{i}{suffix}", array)
@@ -461,9 +459,7 @@ def test_a_name_that_is_nothing(tmp_path: Path):
         ((9, 2, 8), "l", "l", (2, 8)),
     ],
 )
-def test_axes_are_guessed_or_told(
-    shape: tuple[int, ...], axes: str | None, spec_axes: str, spec_shape: tuple[int, ...]
-):
+def test_axes_are_guessed_or_told(shape: tuple[int, ...], axes: str | None, spec_axes: str, spec_shape: tuple[int, ...]):
     x = scene(*shape)
     found = from_array(x, axes=axes)
     assert (found.spec.axes, found.spec.shape) == (spec_axes, spec_shape)

@@ -1,6 +1,5 @@
 """Diffusion against truth: solvers and likelihoods fed with exact denoisers, and the trained object's promises."""
 
-import itertools
 import math
 
 import numpy as np
@@ -17,7 +16,6 @@ from nonesuch.core.seeds import Seeds
 from nonesuch.data.dataset import batch_keys
 from nonesuch.data.toy import GaussianMixture, TableOfImages, as_data, uniform_noise
 from nonesuch.models.diffusion import _likelihood as likelihood
-from nonesuch.models.diffusion._network import move
 from nonesuch.models.diffusion._samplers import SAMPLERS, euler, heun, solve
 from nonesuch.models.diffusion._schedule import NoiseLevels
 from nonesuch.models.diffusion.edm import EDM
@@ -299,21 +297,6 @@ def test_a_step_learns_every_parameter_and_the_same_randomness_gives_the_same_lo
     hidden = Given(8, {"label": torch.tensor([0, 1, 2, -1] * 2)})
     grads = torch.autograd.grad(sum(objective.terms(Batch(x, hidden, batch_keys(0, 0, 8))).loss.values()), objective.parameters)
     assert all(float(g.abs().max()) > 0 for g in grads)
-
-
-def test_moves_are_shifts_and_mirrors_that_are_told():
-    x = torch.arange(64.0).view(1, 1, 8, 8).repeat(400, 1, 1, 1)
-    moved, done = move(x, Seeds.of(0, 400), 0.5)
-    still = (done == 0).all(1)
-    assert torch.equal(moved[still], x[still])
-    assert 0.2 < float(still.float().mean()) < 0.45  # (1 - 0.5 * 2/3)^2 * 0.75 = 0.33
-    assert {tuple(row) for row in done.tolist()} == set(itertools.product((-1.0, 0.0, 1.0), (-1.0, 0.0, 1.0), (0.0, 1.0)))
-    for image, (down, right, mirror) in zip(moved[:50], done[:50].tolist(), strict=True):
-        rows, columns = (torch.arange(8) + int(down)).clamp(0, 7), (torch.arange(8) + int(right))
-        columns = (columns.flip(0) if mirror else columns).clamp(0, 7)
-        assert torch.equal(image[0], x[0, 0][rows][:, columns])
-    again, _ = move(x[5:6], Seeds.of(0, 400)[5:6], 0.5)
-    assert torch.equal(again[0], moved[5])
 
 
 def test_what_it_cannot_do_it_refuses_in_a_sentence():

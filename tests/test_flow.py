@@ -75,7 +75,7 @@ def test_one_spline_rises_over_all_its_bins_and_meets_the_identity_outside():
     x = torch.linspace(-4, 4, 2001)[None]
     y, _ = spline(x, raw)
     assert (y.diff() > 0).all()
-    assert y.diff().max() < 0.2   # no jump
+    assert y.diff().max() < 0.2  # no jump
     assert torch.equal(y[x.abs() >= 3], x[x.abs() >= 3])
 
 
@@ -161,11 +161,11 @@ def test_prepare_sets_actnorm_at_every_scale():
     x = 3 * normals("x", 64, 2, 4, 4) + 7
     model.prepare(x, Given(64))
     model.images_seen.fill_(1)
-    z = model.encode(x)   # silent couplings: what leaves is what ActNorm made
-    torch.testing.assert_close(z[:, :64 // 4].mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    z = model.encode(x)  # silent couplings: what leaves is what ActNorm made
+    torch.testing.assert_close(z[:, : 64 // 4].mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
     torch.testing.assert_close(z.std(), torch.tensor(1.0), atol=1e-2, rtol=0)
     kept = {k: v.clone() for k, v in model.state_dict().items()}
-    model.prepare(x * 9, Given(64))   # a trained model keeps its own
+    model.prepare(x * 9, Given(64))  # a trained model keeps its own
     assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
 
 
@@ -265,8 +265,8 @@ def test_the_bound_is_below_the_exact_probability_and_draws_tighten_it(levels: i
     one = model.log_prob(many, seeds=1).nats.double().view(len(x), -1)
     error = one.std(1) / math.sqrt(one.shape[1])
     assert (one.mean(1) <= exact + 4 * error + 1e-3).all()
-    assert (one.mean(1) < exact - 0.005).any()   # a random q is no posterior
-    torch.testing.assert_close(one.exp().mean(1).log(), exact, atol=0.1, rtol=0)   # importance weights are unbiased
+    assert (one.mean(1) < exact - 0.005).any()  # a random q is no posterior
+    torch.testing.assert_close(one.exp().mean(1).log(), exact, atol=0.1, rtol=0)  # importance weights are unbiased
     tight = model.log_prob(many[::200], samples=30, seeds=2).nats.double().view(len(x), -1).mean(1)
     assert (exact - tight).abs().mean() < (exact - one.mean(1)).abs().mean()
 
@@ -306,7 +306,7 @@ def test_decode_of_encode_is_the_picture(spec: ImageSpec, dense_values: int):
     k = (Seeds.of(0, 64).uniform("k", *spec.shape) ** 3 * spec.levels).long()
     labels = {"label": ["a", "b", "c", None] * 16}
     model.histogram.count(k, model.schema.given(64, labels))
-    model.compute_dtype = torch.bfloat16   # latents are computed in float32 all the same
+    model.compute_dtype = torch.bfloat16  # latents are computed in float32 all the same
     x = spec.from_levels(k)
     z = model.encode(x, labels, seeds=3)
     back = model.decode(z, labels)
@@ -348,7 +348,7 @@ def test_decode_has_a_slope_in_z():
 def test_samples_follow_the_model():
     spec = ImageSpec(1, (1, 2), levels=2)
     model = flow(spec, scale=0.0)
-    shake(model.flow)   # and a silent dequantizer, of the least variance
+    shake(model.flow)  # and a silent dequantizer, of the least variance
     k = spec.to_levels(model.sample(6000, seeds=0)).view(-1, 2)
     share = torch.bincount(k[:, 0] * 2 + k[:, 1], minlength=4).double() / len(k)
     grid = spec.from_levels(torch.cartesian_prod(torch.arange(2), torch.arange(2)).view(4, 1, 1, 2))

@@ -156,7 +156,7 @@ def test_hiding_a_row_hides_all_its_columns_and_no_other_row():
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: Any, sentence: str):
-    with pytest.raises(ValueError) as caught:   # noqa: PT011 (the sentence is compared below, with its brackets)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the sentence is compared below, with its brackets)
         SCHEMA.given(3, given)
     assert sentence in str(caught.value)
 
@@ -211,7 +211,7 @@ def test_a_skewed_number_keeps_its_quantiles():
     values = stats.expon.ppf((np.arange(5000) + 0.5) / 5000)
     column = Number(float(values.mean()), float(values.std()), tuple(np.quantile(values, np.linspace(0, 1, 33)).tolist()))
     drawn = (column.draw(Seeds.of(1, 8000), "x") * column.std + column.mean).numpy()
-    for q in (0.125, 0.5, 0.75, 0.9375):   # knots of the table, where the interpolation is exact
+    for q in (0.125, 0.5, 0.75, 0.9375):  # knots of the table, where the interpolation is exact
         below, deviation = (drawn <= np.quantile(values, q)).mean(), math.sqrt(q * (1 - q) / 8000)
         assert abs(below - q) < 4 * deviation
 

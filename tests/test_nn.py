@@ -46,7 +46,7 @@ def test_space_to_depth_is_a_bijection_of_cells(dims: int, factor: int):
     y = space_to_depth(x, factor)
     assert y.shape == (2, 3 * factor**dims, *[s // factor for s in size])
     assert torch.equal(depth_to_space(y, factor), x)
-    cell = x[(0, 0, *[slice(0, factor)] * dims)].flatten()   # the first cell of the first channel, in reading order
+    cell = x[(0, 0, *[slice(0, factor)] * dims)].flatten()  # the first cell of the first channel, in reading order
     assert torch.equal(y[(0, slice(0, factor**dims), *[0] * dims)], cell)
 
 
@@ -174,7 +174,7 @@ def test_a_unet_keeps_odd_sizes_and_reaches_every_pixel(dims: int):
     dx, dc = torch.autograd.grad(y[0, 0].sum(), [x, c], retain_graph=True)
     assert (dx[0] != 0).all()
     assert (dc[0] != 0).all()
-    assert (dx[1] == 0).all()   # an image does not depend on the one beside it
+    assert (dx[1] == 0).all()  # an image does not depend on the one beside it
     assert (dc[1] == 0).all()
     for (name, p), g in zip(net.named_parameters(), torch.autograd.grad(y.square().sum(), list(net.parameters())), strict=True):
         assert g.shape == p.shape
@@ -190,7 +190,7 @@ def test_a_unet_of_a_picture_smaller_than_its_levels(size: tuple[int, int]):
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_a_residual_block_is_its_equation(dims: int):
     block, x, c = awake(ResBlock(dims, 4, 6, 5)), noise(2, 4, *ODD[dims]), noise(2, 5, name="c")
-    over = lambda v: v.view(2, -1, *[1] * dims)   # noqa: E731
+    over = lambda v: v.view(2, -1, *[1] * dims)  # noqa: E731
     scale, shift = block.modulation(c).chunk(2, 1)
     h = block.norm2(block.conv1(F.silu(block.norm1(x)))) * (1 + over(scale)) + over(shift)
     assert torch.allclose(block(x, c), block.skip(x) + block.conv2(F.silu(h)), atol=1e-5)

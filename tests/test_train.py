@@ -32,7 +32,7 @@ from nonesuch.train.optim import Adam, Averages
 from nonesuch.train.recipe import Budget, Recipe
 from nonesuch.train.run import Run, images_for
 
-del fit   # the name of the function stands in the way of the module's; it is fetched below
+del fit  # the name of the function stands in the way of the module's; it is fetched below
 LOOP = sys.modules["nonesuch.train.fit"]
 
 
@@ -98,7 +98,7 @@ def test_budgets_that_say_nothing(text: Any):
 )
 def test_the_learning_rate_rises_and_falls_by_its_closed_form(decay: Any, shape: Callable[[float], float]):
     recipe = Recipe(images=10_000, batch=100, lr=3e-3, warmup=0.1, decay=decay)
-    for images in range(0, 1000, 100):   # a straight line that leaves zero one batch before the start
+    for images in range(0, 1000, 100):  # a straight line that leaves zero one batch before the start
         assert recipe.lr_at(images) == pytest.approx(3e-3 * (images + 100) / 1100)
     for images in range(1000, 10_000, 100):
         assert recipe.lr_at(images) == pytest.approx(3e-3 * max(shape((images - 1000) / 9000), 1e-3))
@@ -115,7 +115,7 @@ def test_half_of_an_average_is_gone_after_its_half_life():
     recipe = Recipe(images=1 << 30, batch=64, average_half_life=640, average_share=0.5)
     late = [recipe.average_decay(1 << 20) for _ in range(10)]
     assert math.prod(late) == pytest.approx(0.5)
-    assert recipe.average_decay(64) == pytest.approx(0.5 ** (64 / (0.5 * 128)))   # early: a share of what was seen
+    assert recipe.average_decay(64) == pytest.approx(0.5 ** (64 / (0.5 * 128)))  # early: a share of what was seen
     assert Recipe(average_share=0.0).average_decay(10) == 0
 
 
@@ -155,7 +155,7 @@ def test_an_objective_has_its_own_learning_rate():
     Adam(objective(p), recipe).step((g,), 0)
     Adam(dataclasses.replace(objective(q), lr_scale=0.1), recipe).step((g,), 0)
     assert torch.allclose(q, 0.1 * p, rtol=1e-5)
-    assert torch.allclose(p, -1e-2 * g.sign(), rtol=1e-4)   # Adam's first step is the sign
+    assert torch.allclose(p, -1e-2 * g.sign(), rtol=1e-4)  # Adam's first step is the sign
 
 
 def test_gradients_that_share_memory_are_clipped_once():
@@ -167,7 +167,7 @@ def test_gradients_that_share_memory_are_clipped_once():
     norm = adam.step(grads, 0)
     moments = [adam.inner.state[p]["exp_avg"] for p in (a, b, c)]
     for m, g in zip(moments, whole, strict=True):
-        assert torch.allclose(m, 0.1 * g * 0.1 / norm, rtol=1e-5)   # beta_1 = 0.9: a tenth of the clipped gradient
+        assert torch.allclose(m, 0.1 * g * 0.1 / norm, rtol=1e-5)  # beta_1 = 0.9: a tenth of the clipped gradient
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing():
@@ -224,7 +224,7 @@ def test_each_epoch_is_a_permutation(n: int, batch: int):
     epochs = [seen[i : i + n] for i in range(0, 3 * n, n)]
     assert all(sorted(e) == list(range(n)) for e in epochs)
     assert n < 6 or epochs[0] != epochs[1]
-    assert len({*keys}) == len(keys)   # no noise is used twice
+    assert len({*keys}) == len(keys)  # no noise is used twice
 
 
 def test_a_batch_is_a_function_of_the_clock():
@@ -284,7 +284,7 @@ def test_players_step_in_order_and_the_clock_once_a_round():
     assert [(name, images) for name, _, images in model.log] == [
         ("first", 0), ("second", 0), ("after", 0), ("first", 16), ("first", 32), ("second", 32), ("after", 32),
     ]  # fmt: skip
-    assert model.log[0][1] != model.log[1][1]   # the second sees weights the first has moved
+    assert model.log[0][1] != model.log[1][1]  # the second sees weights the first has moved
     assert (run.images, run.rounds, int(model.images_seen)) == (48, 3, 48)
     assert logged[0].keys() == {"first_nll", "first_watched", "first_gradient", "second_nll", "second_watched", "second_gradient"}
     assert logged[1].keys() == {"first_nll", "first_watched", "first_gradient"}
@@ -404,7 +404,7 @@ def test_weights_stay_float32_in_either_precision(precision: Any, dtype: torch.d
     ],
 )
 def test_wrong_words_are_answered(options: dict[str, Any], said: str):
-    with pytest.raises(ValueError) as caught:   # noqa: PT011 (the sentence is compared below, with its brackets)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the sentence is compared below, with its brackets)
         quick(**options)
     assert said in str(caught.value)
 
@@ -513,12 +513,12 @@ def test_a_time_budget_becomes_a_number_of_images():
 def test_a_time_budget_is_kept_recorded_and_repeated(tmp_path: Path):
     begin = time.perf_counter()
     done = quick(Sleepy(Config(), SPEC, SCHEMA), budget="1s", out=tmp_path / "a")
-    assert 0.4 < time.perf_counter() - begin < 10   # the machine may be busy
+    assert 0.4 < time.perf_counter() - begin < 10  # the machine may be busy
     images = int(done.images_seen)
     about = saved(tmp_path / "a")[1]
     assert (about["budget"], about["recipe"]["images"], about["images"]) == ("1s", images, images)
     assert f"| budget | 1s |\n| images | {images} |" in (tmp_path / "a" / artifact.CARD).read_text()
-    again = quick(Sleepy(Config(), SPEC, SCHEMA), budget="1s", out=tmp_path / "a")   # done: nothing is measured or trained anew
+    again = quick(Sleepy(Config(), SPEC, SCHEMA), budget="1s", out=tmp_path / "a")  # done: nothing is measured or trained anew
     assert same(done.state_dict(), again.state_dict())
     assert same(done.state_dict(), quick(Sleepy(Config(), SPEC, SCHEMA), budget=images).state_dict())
 
@@ -558,7 +558,7 @@ def test_what_stops_in_a_callback_is_saved_and_resumes_exactly(
     (a, about_a), (b, about_b) = saved(tmp_path / "whole"), saved(tmp_path / "half")
     assert same(a, b)
     assert about_a == about_b
-    done = quick(out=tmp_path / "half")   # once more: it is finished and stays so
+    done = quick(out=tmp_path / "half")  # once more: it is finished and stays so
     assert same(whole.state_dict(), done.state_dict())
 
 
@@ -729,5 +729,3 @@ def test_200_steps_equal_100_a_kill_and_100(tmp_path: Path):
 @pytest.mark.parametrize("name", catalog.names())
 def test_every_model_of_the_catalogue_resumes_bit_for_bit(name: str, tmp_path: Path):
     resumes_bit_for_bit(name, tmp_path)
-
-

@@ -11,7 +11,6 @@ from nonesuch.core.given import Category, Given, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.objective import Batch
 from nonesuch.core.seeds import Seeds
-from nonesuch.models.vae._augment import move
 from nonesuch.models.vae._ladder import Descent
 from nonesuch.models.vae._pixels import Categorical, LogisticMixture
 from nonesuch.models.vae.vdvae import VDVAE, Config
@@ -55,18 +54,19 @@ def test_the_bounds_stand_in_order_below_quadrature(blocks: tuple[int, ...]):
     model = disturbed(Config(width=8, latents=1, blocks=blocks, dropout=0.0), spec, amount=0.12)
     x, given = all_images(spec), {"label": "b"}
     exact = quadrature(model, x, given)
-    assert abs(float(exact.exp().sum()) - 1) < 1e-5   # quadrature sums to one over all images: it is exact
+    assert abs(float(exact.exp().sum()) - 1) < 1e-5  # quadrature sums to one over all images: it is exact
+
     def repeated(k: int, n: int, method: str = "iwae") -> tuple[Tensor, Tensor]:
         """Mean and standard error of n independent bounds of k draws."""
         nats = model.log_prob(x.repeat(n, 1, 1, 1), given, samples=k, method=method, seeds=k).nats.view(n, -1)
         return nats.mean(0), nats.std(0) / n**0.5
 
     (elbo, _), (one, error1), (many, error8) = repeated(1, 1000, "elbo"), repeated(1, 1000), repeated(8, 200)
-    assert (elbo < exact - 1e-3).all()                       # a posterior that is not the true one loses something
+    assert (elbo < exact - 1e-3).all()  # a posterior that is not the true one loses something
     assert (many <= exact + 3.5 * error8).all()
-    assert (many >= elbo - 3.5 * error8).all()               # more draws never lose
+    assert (many >= elbo - 3.5 * error8).all()  # more draws never lose
     assert (many - one >= -3.5 * (error1 + error8)).all()
-    assert ((elbo - one).abs() < 4 * error1 + 0.01).all()    # Eq. 1 in closed form is Eq. 2 with one draw, in the mean
+    assert ((elbo - one).abs() < 4 * error1 + 0.01).all()  # Eq. 1 in closed form is Eq. 2 with one draw, in the mean
     nearly = model.log_prob(x, given, samples=1000, seeds=1).nats
     torch.testing.assert_close(nearly, exact, atol=0.1, rtol=0)
     assert model.log_prob(x, given).kind == "bound"
@@ -116,7 +116,7 @@ def test_a_mixture_of_logistics_sums_to_one_and_draws_what_it_says(channels: int
     index = (spec.to_levels(drawn).flatten(1) * 9 ** torch.arange(channels - 1, -1, -1)).sum(1)
     frequency = torch.bincount(index, minlength=len(x)) / n
     assert (frequency - p).abs().max() < 5 * 0.5 / n**0.5
-    narrow = features * 0 - 60.0   # the smallest scale: no level's probability is zero, nothing overflows
+    narrow = features * 0 - 60.0  # the smallest scale: no level's probability is zero, nothing overflows
     assert torch.isfinite(pixels.log_prob(narrow.expand(len(x), -1, -1, -1), x)).all()
 
 
@@ -144,7 +144,7 @@ def overfit(spec: ImageSpec, x: Tensor, steps: int = 100, **config: object) -> V
 
 
 def test_codes_lead_back_to_their_images():
-    spec = ImageSpec(1, (5, 3), levels=17)   # odd sizes, patches that do not fit
+    spec = ImageSpec(1, (5, 3), levels=17)  # odd sizes, patches that do not fit
     x = spec.from_levels(Seeds.of(0, 16).integers("x", 17, 1, 5, 3))
     model = overfit(spec, x, patch=2)
     z = model.encode(x, seeds=3)
@@ -152,7 +152,7 @@ def test_codes_lead_back_to_their_images():
     assert (model.decode(z) - x).abs().mean() < 0.15 * (x[:, None] - x[None]).abs().mean()
     torch.testing.assert_close(model.prior(5, seeds=2), Seeds.of(2, 5).normal("prior", model.top.total))
     mean = model.sample(5, seeds=2, pixels="mean")
-    torch.testing.assert_close(mean, spec.snap(model.decode(model.prior(5, seeds=2))))   # a sample is a decoded prior
+    torch.testing.assert_close(mean, spec.snap(model.decode(model.prior(5, seeds=2))))  # a sample is a decoded prior
     z = z.clone().requires_grad_()
     assert float(torch.autograd.grad(model.decode(z).sum(), z)[0].abs().max()) > 0
 
@@ -184,23 +184,6 @@ def test_pictures_of_every_shape(spec: ImageSpec):
     assert torch.equal(spec.snap(spec.check(drawn)), drawn)
     assert model.decode(model.encode(x, given), given).shape == x.shape
     assert torch.isfinite(model.log_prob(x, given, samples=2).nats).all()
-
-
-def test_moved_pictures_say_how_they_were_moved():
-    spec = ImageSpec(1, (6, 6), levels=17)
-    x = spec.from_levels(Seeds.of(0, 400).integers("x", 17, 1, 6, 6))
-    moved, how = move(x, spec, Seeds.of(1, 400), 0.5, 1, 0.0)
-    still = (how[:, :2] == 0).all(1)
-    assert 0.35 < still.float().mean() < 0.75
-    assert torch.equal(moved[still], x[still])
-    for dy, dx in itertools.product((-1, 0, 1), repeat=2):
-        rows = (how[:, 0] == dy) & (how[:, 1] == dx)
-        inner = moved[rows][..., 1:-1, 1:-1]
-        assert torch.equal(inner, x[rows][..., 1 - dy : 5 - dy, 1 - dx : 5 - dx])
-    bent, how = move(x, spec, Seeds.of(1, 400), 0.5, 0, 0.2)
-    assert torch.equal(spec.snap(bent), bent)
-    assert torch.equal(bent[(how == 0).all(1)], x[(how == 0).all(1)])
-    assert not torch.equal(bent, x)
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence():

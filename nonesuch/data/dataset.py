@@ -54,7 +54,6 @@ class Images:
         schema = self.schema.select(columns)
         return replace(self, schema=schema, given=Given(len(self), {c: self.given.columns[c] for c in columns}))
 
-
     def recoded(self, schema: Schema) -> Images:
         """The same pictures with their conditions coded by another schema of these columns; what it does not know is missing."""
         columns = {}

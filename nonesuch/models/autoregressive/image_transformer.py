@@ -33,12 +33,12 @@ from nonesuch.core.image import ImageSpec
 from nonesuch.core.model import Completer, Guidable, Likelihood, LogProb, Model, Step
 from nonesuch.core.objective import Batch, Objective, Terms
 from nonesuch.core.seeds import Seeds
-from nonesuch.models.autoregressive._augment import TOLD, move
 from nonesuch.models.autoregressive._heads import Categorical, Logistics, invert
 from nonesuch.models.autoregressive._raster import ONE_HOT_LEVELS, Raster, Sight, gather
 from nonesuch.nn.attention import Cache
 from nonesuch.nn.conv import Dropout, Linear, zero
 from nonesuch.nn.embed import GivenEmbedding
+from nonesuch.nn.moves import move, told
 from nonesuch.nn.norm import LayerNorm, layer_norm
 from nonesuch.nn.transformer import Block
 
@@ -111,8 +111,8 @@ class ImageTransformer(Model, Likelihood, Completer, Guidable):
         self.enter = Linear(self.neighbours.shape[1] * self.sight.size, width)
         self.position = nn.Embedding(length, width)
         self.embed = GivenEmbedding(schema, width)
-        self.moves = spec.kind == "ordinal" and spec.axes == "hw" and config.augment > 0
-        self.told = Linear(TOLD, width, bias=False) if self.moves else None
+        self.moves = spec.kind == "ordinal" and len(spec.size) > 0 and config.augment > 0
+        self.told = Linear(told(len(spec.size)), width, bias=False) if self.moves else None
         self.blocks = nn.ModuleList(
             Block(width, config.num_heads, True, config.dropout, f"block{i}", config.ratio, F.silu, True, layer_norm)
             for i in range(config.depth)
@@ -122,9 +122,9 @@ class ImageTransformer(Model, Likelihood, Completer, Guidable):
 
     # -- the network -------------------------------------------------------------------------------------------------------------
 
-    def _condition(self, given: Given, told: Tensor | None = None) -> Tensor:
+    def _condition(self, given: Given, how: Tensor | None = None) -> Tensor:
         c = self.embed(given, len(given), self.device)
-        return c if told is None or self.told is None else c + self.told(told)
+        return c if how is None or self.told is None else c + self.told(how)
 
     def outputs(self, k: Tensor, c: Tensor, keys: Seeds | None = None) -> Tensor:
         """The head's inputs (B, T, size) float32 for tokens k (B, T, values), all positions at once; those at i use k_<i only."""
@@ -144,11 +144,11 @@ class ImageTransformer(Model, Likelihood, Completer, Guidable):
         return [Objective("model", list(self.parameters()), self._terms)]
 
     def _terms(self, batch: Batch) -> Terms:
-        x, told = batch.x, None
+        x, how = batch.x, None
         if self.moves:
-            x, told = move(x, self.spec, batch.keys, self.config.augment)
+            x, how = move(x, self.spec, batch.keys, self.config.augment)
         k = self.raster.tokens(x)
-        nats = -self.head.log_prob(self.outputs(k, self._condition(batch.given, told), batch.keys), k).sum(1)
+        nats = -self.head.log_prob(self.outputs(k, self._condition(batch.given, how), batch.keys), k).sum(1)
         return Terms({"nats_per_dim": nats.mean() / self.spec.numel})
 
     def _log_prob(self, x: Tensor, given: Given, *, method: str | None, samples: int, seeds: Seeds) -> LogProb:

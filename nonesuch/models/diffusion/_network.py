@@ -31,33 +31,12 @@ from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
 from nonesuch.nn.conv import Dropout, Linear, depth_to_space, space_to_depth, zero
 from nonesuch.nn.embed import Fourier, GivenEmbedding
+from nonesuch.nn.moves import told
 from nonesuch.nn.norm import LayerNorm
 from nonesuch.nn.transformer import Block
 from nonesuch.nn.unet import UNet
 
 FEW_LEVELS = 64  # up to here a pixel's levels are voted for
-
-
-def move(x: Tensor, keys: Seeds, probability: float) -> tuple[Tensor, Tensor]:
-    """Shift images (B, C, *size) by up to an eighth of each side and mirror the last axis, each with that probability.
-
-    Returns them and what was done (B, axes + 1): shares of the largest shift, and 1 for a mirror. The network is told, so that it
-    learns from moved images without ever drawing one ("non-leaky" augmentation; EDM, appendix F.2).
-    """
-    size = x.shape[2:]
-    u = keys.uniform("move", 2 * len(size) + 2, device=x.device)
-    done = torch.zeros(len(x), len(size) + 1, device=x.device)
-    for axis, side in enumerate(size):
-        reach = max(1, side // 8)
-        shift = ((u[:, axis] * (2 * reach + 1)).floor() - reach) * (u[:, len(size) + axis] < probability)
-        index = torch.arange(side, device=x.device) + shift[:, None].long()
-        done[:, axis] = shift / reach
-        if axis == len(size) - 1:
-            done[:, -1] = (u[:, -1] < probability / 2).float()
-            index = torch.where(done[:, -1:] > 0, index.flip(1), index)
-        rows = [-1, 1, *[side if a == axis else 1 for a in range(len(size))]]
-        x = x.gather(2 + axis, index.clamp(0, side - 1).view(rows).expand(x.shape))
-    return x, done
 
 
 class Perceptron(nn.Module):
@@ -130,7 +109,7 @@ class Network(nn.Module):
         dims = max(1, len(spec.size))  # a vector is a line of one pixel
         self.noise = nn.ModuleList([Fourier(width), Linear(width, width), Linear(width, width)])
         self.condition = GivenEmbedding(schema, width)
-        self.moved = Linear(len(spec.size) + 1, width, bias=False) if told_of_moves else None
+        self.moved = Linear(told(len(spec.size)), width, bias=False) if told_of_moves else None
         channels, out = spec.channels * (2 if self.votes else 1), spec.channels * k
         self.unet: nn.Module
         if patch:
@@ -164,7 +143,7 @@ class Network(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """D (B, C, *size) of x_t at sigma (B,), and the logits of levels or None.
 
-        In training: keys for dropout, and how each image was moved (B, axes + 1), which is nothing (zeros) when it is None.
+        In training: keys for dropout, and how each image was moved (B, told), which is nothing (zeros) when it is None.
         """
         rows = [-1, *[1] * (x_t.dim() - 1)]
         s = sigma.to(x_t.dtype).view(rows)

@@ -33,9 +33,10 @@ from nonesuch.core.model import Denoiser, Guidable, Likelihood, LogProb, Model, 
 from nonesuch.core.objective import Batch, Objective, Terms
 from nonesuch.core.seeds import Seeds
 from nonesuch.models.diffusion import _likelihood as likelihood
-from nonesuch.models.diffusion._network import Network, move
+from nonesuch.models.diffusion._network import Network
 from nonesuch.models.diffusion._samplers import solve
 from nonesuch.models.diffusion._schedule import NoiseLevels
+from nonesuch.nn.moves import move
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Config:
     num_heads: int = 4
     width: int = 128  # of the vector of noise level and condition, and of a transformer
     dropout: float = 0.1
-    augment: float = 0.0  # probability that training shifts or mirrors an image, and tells the network
+    augment: float = 0.0  # share of training pictures that are moved, and the network told
     sigma_min: float = 0.2  # in steps between levels; for continuous images in 1/50 of their deviation
     sigma_max: float = 160.0  # in deviations of the data
     rho: float = 7.0  # curvature of the walk from sigma_max to sigma_min
@@ -121,7 +122,7 @@ class EDM(Model, Denoiser, Likelihood, Guidable):
     def _terms(self, batch: Batch) -> Terms:
         x, levels, moved = batch.x, self.levels, None
         if self.moves:
-            x, moved = move(x, batch.keys, self.config.augment)
+            x, moved = move(x, self.spec, batch.keys, self.config.augment)
         sigma, by_information = self._draw_levels(batch.keys, levels)
         sigma = sigma.to(x.device, torch.float32)
         eps = batch.keys.normal("noise", *x.shape[1:], device=x.device)

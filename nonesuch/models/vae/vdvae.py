@@ -42,11 +42,11 @@ from nonesuch.core.image import ImageSpec
 from nonesuch.core.model import Encoder, Likelihood, LogProb, Model, Step
 from nonesuch.core.objective import Batch, Objective, Terms
 from nonesuch.core.seeds import Seeds
-from nonesuch.models.vae._augment import move, told
 from nonesuch.models.vae._ladder import Bottom, Descent, TopDown, pyramid
 from nonesuch.models.vae._pixels import CATEGORICAL_LEVELS, Categorical, LogisticMixture
 from nonesuch.nn.conv import Linear, depth_to_space, space_to_depth
 from nonesuch.nn.embed import GivenEmbedding
+from nonesuch.nn.moves import move, told
 
 _DRAWS = 32  # draws of the importance-weighted bound that are held at a time
 
@@ -63,9 +63,7 @@ class Config:
     dropout: float = 0.1  # probability that a value is dropped within a residual block, in training
     kl_warmup: float = 0.2  # share of the run over which the KL's weight rises to one
     free_bits: float = 0.0  # a KL below so many bits a dimension, in the mean over a batch, costs nothing
-    augment: float = 0.0  # share of training pictures that are moved
-    shift_px: int = 1  # by how many pixels along each axis, at most
-    bend: float = 0.15  # half of the moved ones are turned, scaled and sheared by so much, at most; 0.15 is about 9 degrees
+    augment: float = 0.0  # share of training pictures that are moved, and the model told
     likelihood: Literal["auto", "categorical", "logistics"] = "auto"  # auto: categorical for few levels
     components: int = 5  # logistics in the mixture
 
@@ -129,10 +127,9 @@ class VDVAE(Model, Likelihood, Encoder):
 
     def _moved(self, x: Tensor, keys: Seeds) -> tuple[Tensor, Tensor | None]:
         """Some pictures moved, and the numbers that say how."""
-        config = self.config
-        if config.augment == 0 or not self.spec.size:  # a vector has no places to move to
+        if self.config.augment == 0 or not self.spec.size:  # a vector has no places to move to
             return x, None
-        return move(x, self.spec, keys, config.augment, config.shift_px, config.bend)
+        return move(x, self.spec, keys, self.config.augment)
 
     # -- sampling, codes and the bound ------------------------------------------------------------------------------------------
 
@@ -158,7 +155,7 @@ class VDVAE(Model, Likelihood, Encoder):
         return self._descend(noise, c, self._ascend(x, c)).e
 
     def _log_prob(self, x: Tensor, given: Given, *, method: str | None, samples: int, seeds: Seeds) -> LogProb:
-        """"elbo": the mean of Eq. 1 over `samples` draws; "iwae", the default: Eq. 2 with k = samples."""
+        """The "elbo": the mean of Eq. 1 over `samples` draws; "iwae", the default: Eq. 2 with k = samples."""
         if method not in (None, "elbo", "iwae"):
             raise ValueError(f'the bounds are "elbo" and "iwae", not {method!r}.')
         c = self._condition(given, len(x))

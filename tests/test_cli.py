@@ -254,7 +254,7 @@ def test_a_broken_pipe_is_no_error(monkeypatch: Patch):
     def closed(value: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(cli, "_print_json", closed)
+    monkeypatch.setattr(cli.models, "print_json", closed)
     monkeypatch.setattr(os, "dup2", lambda *a: None)
     assert cli.main(["list", "--json"]) == 0
 
@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_read_is_named(capsys: Said, monkeypatch: Patch):
     def fails(value: object) -> None:
         raise PermissionError(13, "Permission denied", "secret.png")
 
-    monkeypatch.setattr(cli, "_print_json", fails)
+    monkeypatch.setattr(cli.models, "print_json", fails)
     assert refused(capsys, "list", "--json") == "nonesuch: secret.png: Permission denied."
 
 

@@ -34,6 +34,7 @@ class ImageSpec:
     value_range: the file's own values at the first and last level; (0, levels - 1) when not given.
     unit: the unit of the file's values, such as "HU"; only carried.
     dtype: numpy's name of the file's own type.
+    spacing: distance of neighbours along each axis, in mm (seconds along t); only carried.
     """
 
     channels: int
@@ -44,9 +45,14 @@ class ImageSpec:
     value_range: tuple[float, float] | None = None
     unit: str | None = None
     dtype: str = "uint8"
+    spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(int(s) for s in self.size))
+        if self.spacing is not None:
+            object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
+            if len(self.spacing) != len(self.size) or not all(math.isfinite(s) and s > 0 for s in self.spacing):
+                raise ValueError(f"spacing needs a positive number an axis, not {self.spacing}.")
         if self.value_range is not None:
             lo, hi = (float(v) for v in self.value_range)
             if lo == hi or not math.isfinite(hi - lo):

@@ -1,0 +1,111 @@
+"""What the commands share: the app, the types of their arguments, how arguments are read and answers printed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from nonesuch.core.model import Model
+
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help: a line for each example."""
+    return "\n\n".join(["[bold]Examples[/]", *(f"$ {c}" for c in commands)])
+
+
+app = typer.Typer(
+    help="Deep generative models of images: every family under one contract.", add_completion=False,
+    rich_markup_mode="rich", pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with [bold]nonesuch demo[/]: it trains one model of every family on embedded digits and writes report.html.",
+)  # fmt: skip
+
+Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of models or families.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Source = Annotated[str, typer.Argument(metavar="DATA", help="A name (digits), a folder of images, or a file of arrays.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder that nonesuch fit wrote.")]
+Columns = Annotated[list[str] | None, typer.Option("--given", metavar="COLUMN", help="Condition on this column; repeatable.")]
+Given = Annotated[list[str] | None, typer.Option("--given", help="Condition on this column, or 'none'; else on the categories.")]
+Values = Annotated[list[str] | None, typer.Option("--given", help="label=3, or label=0,1,2 in turn, or 'as trained'.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace one setting; repeatable.")]
+Seed = Annotated[int, typer.Option(help="The same seed makes the same again.")]
+Limit = Annotated[int, typer.Option(help="The most images that are sampled and scored.")]
+Report = Annotated[Path, typer.Option(help="The report; its numbers go beside it as JSON.")]
+Runs = Annotated[Path | None, typer.Option(help="Where checkpoints and finished rows are kept.")]
+BudgetText = Annotated[str, typer.Option("--budget", help="Training time (90s, 5m, 1h) or images seen (200k, 8Mi).")]
+Families = Annotated[str | None, typer.Option(help="Comma-separated families, models or baselines; else one of every family.")]
+Baselines = Annotated[bool, typer.Option("--baselines/--no-baselines", help="Also the three classical models.")]
+
+
+def pairs(changes: Sequence[str] | None) -> list[tuple[str, Any]]:
+    """ "path=value" with the value read as JSON where it is JSON, and as text otherwise."""
+    out = []
+    for change in changes or ():
+        path, separator, text = change.partition("=")
+        if not separator or not path:
+            raise ValueError(f"--set takes path=value, such as recipe.lr=2e-4, not {change!r}.")
+        try:
+            out.append((path.strip(), json.loads(text)))
+        except json.JSONDecodeError:
+            out.append((path.strip(), text))
+    return out
+
+
+def settings(changes: Sequence[str] | None, groups: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """The pairs by group: config.width=64 is {"config": {"width": 64}}."""
+    out: dict[str, dict[str, Any]] = {g: {} for g in groups}
+    for path, value in pairs(changes):
+        group, _, name = path.partition(".")
+        if group not in out or not name:
+            known = " or ".join(f"{g}." for g in groups)
+            raise ValueError(f"--set {path} is not known; begin with {known}, such as {groups[0]}.width=64.")
+        out[group][name] = value
+    return out
+
+
+def condition(model: Model, given: Sequence[str] | None, n: int) -> Any:
+    """What --given says: None, "as trained", or {column: value or n values}."""
+    from nonesuch.core.given import AS_TRAINED, Category
+
+    if not given:
+        return None
+    if list(given) == [AS_TRAINED]:
+        return AS_TRAINED
+    out: dict[str, Any] = {}
+    for one in given:
+        name, separator, text = one.partition("=")
+        if not separator:
+            raise ValueError(f"--given takes column=value, such as label=3, or 'as trained', not {one!r}.")
+        if not model.schema:
+            raise ValueError(f"this model is unconditional and cannot be given {name}; fit it with --given {name}.")
+        column = model.schema[name]
+        whole = isinstance(column, Category) and text in column.names
+        several = [text] if whole or "," not in text else text.split(",")
+        out[name] = [several[i % len(several)].strip() for i in range(n)]
+    return out
+
+
+def require_place(out: Path) -> None:
+    """Find out now, not after an hour, that nothing can be written there."""
+    folder = out.parent if out.suffix else out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if out.suffix and out.is_dir():
+            raise ValueError(f"{out} is a folder; give the name of a file.")
+        probe = folder / f".nonesuch-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"nothing can be written to {folder}: {error.strerror or error}; choose another place.") from None
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))

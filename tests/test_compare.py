@@ -27,6 +27,7 @@ from nonesuch.evaluate.compare import compare, subjects
 from nonesuch.evaluate.comparison import Comparison, Row
 from nonesuch.evaluate.score import Score
 from nonesuch.train.recipe import Budget
+from nonesuch.train.verdicts import Look, verdicts
 
 EVIL = "<script>alert(1)</script>"
 Compared = tuple[Comparison, list[comparing.Progress], Path]
@@ -389,3 +390,32 @@ def test_rows_are_read_back(run: Compared):
     again = Row.from_json(json.loads(json.dumps(row.to_json())), grid=row.grid, pairs=row.pairs)
     pairs = [(getattr(again, f.name), getattr(row, f.name)) for f in dataclasses.fields(Row)]
     assert all(a is b or a == b for a, b in pairs)
+
+
+def test_the_page_says_how_training_went_and_what_the_condition_does(run: Compared):
+    found = run[0]
+    assert all(f"effect of label{end}" in r.scores for r in found.rows for end in ("", ", shuffled"))
+    page = report.render(found)
+    assert "Does the condition do what it says?" in page
+    assert "Did training go well?" not in page  # too short to be looked at
+    losses = [(3.0, 2.0), (2.0, 1.8), (1.5, 2.1), (1.0, 2.4)]
+    looks = [Look(100 * i, {"training": t, "validation": v}) for i, (t, v) in enumerate(losses, 1)]
+    looks[-1] = dataclasses.replace(looks[-1], verdicts=verdicts(looks))
+    watched = dataclasses.replace(found.rows[0], looks=[look.to_json() for look in looks])
+    page = report.render(dataclasses.replace(found, rows=[watched, *found.rows[1:]]))
+    assert "overfitting since 200 images: validation loss rose from 1.8 to 2.4 while training loss fell from 2 to 1" in page
+    assert page.count("<polyline") == 2
+    assert 'points="25.0,2.0 50.0,15.0 75.0,21.5 100.0,28.0"' in page  # the training loss: linear between its ends
+    assert Row.from_json(watched.to_json()).looks == watched.looks
+
+
+def test_looks_at_training_stand_in_the_row(digits: Data, tmp_path: Path, monkeypatch: Patch):
+    monkeypatch.setattr(features, "IMAGES_SEEN", 640)
+    monkeypatch.setattr("nonesuch.train.watch.LAST", 100.0)  # so short a run would not be looked at
+    asked = {"families": ["vae"], "baselines": False, "limit": 60, "sample_seeds": 1, "budget": "1k"}
+    for _ in range(2):  # the second time the run is finished, and its looks are read from its log
+        (row,) = compare(digits, **asked, out=tmp_path).rows
+        assert [look["images"] for look in row.looks][-1] == row.costs["images"]
+        assert report.course(row) is not None
+        (kept,) = tmp_path.rglob("row.safetensors")
+        kept.unlink()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from nonesuch.cli._words import INTERRUPTED, WRONG, Version, app
+from nonesuch.cli._words import FAILED, INTERRUPTED, WRONG, Version, app
 
 _UsageError = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps click
 
@@ -43,13 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error.format_message())  # type: ignore[attr-defined]
     except ValueError as error:
         return _complain(str(error))
-    except (typer.Abort, KeyboardInterrupt):
-        print("Interrupted; what was saved is kept, and the same command goes on from there.", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # such as `nonesuch list | head`
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ArithmeticError, ConnectionError) as error:  # not finite, or a process lost: not the input's fault, and saved
+        _complain(str(error))
+        return FAILED
+    except SystemExit:  # SIGTERM, after the run was saved
+        print("Ended by a signal; what was saved is kept, and the same command goes on from there.", file=sys.stderr)
+        raise
+    except (typer.Abort, KeyboardInterrupt):
+        print("Interrupted; what was saved is kept, and the same command goes on from there.", file=sys.stderr)
+        return INTERRUPTED
     except OSError as error:
         return _complain(f"{error.filename or 'a file'}: {error.strerror or error}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from nonesuch.core.model import Model
+    from nonesuch.data.dataset import Data
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
@@ -41,6 +43,9 @@ Limit = Annotated[int, typer.Option(help="The most images that are sampled and s
 Report = Annotated[Path, typer.Option(help="The report; its numbers go beside it as JSON.")]
 Runs = Annotated[Path | None, typer.Option(help="Where checkpoints and finished rows are kept.")]
 BudgetText = Annotated[str, typer.Option("--budget", help="Training time (90s, 5m, 1h) or images seen (200k, 8Mi).")]
+Fit = Annotated[str | None, typer.Option("--fit", help="crop, pad or resize images of other sizes; crop where sizes differ.")]
+Size = Annotated[str | None, typer.Option(help="Size to bring images to: 64, or 48x64 (height x width).")]
+Axes = Annotated[str | None, typer.Option(help="hw (images), dhw (volumes) or thw (clips); the files' own by default.")]
 Families = Annotated[str | None, typer.Option(help="Comma-separated families, models or baselines; else one of every family.")]
 Baselines = Annotated[bool, typer.Option("--baselines/--no-baselines", help="Also the three classical models.")]
 
@@ -91,6 +96,27 @@ def condition(model: Model, given: Sequence[str] | None, n: int) -> Any:
         several = [text] if whole or "," not in text else text.split(",")
         out[name] = [several[i % len(several)].strip() for i in range(n)]
     return out
+
+
+def opened(source: str, fit: str | None = None, size: str | None = None, axes: str | None = None) -> Data:
+    """The source, after a quick look at its files; what was noticed and what is done to them is told on standard error."""
+    from nonesuch.data.doctor import quick
+    from nonesuch.data.open import open as open_data
+
+    noticed, wanted = quick(source), sides(size)
+    found = open_data(source, fit=fit, size=wanted, axes=axes)
+    for remark in dict.fromkeys((*noticed, *found.remarks)):
+        print(remark, file=sys.stderr)
+    return found
+
+
+def sides(size: str | None) -> int | list[int] | None:
+    """What --size says: a number, or one for each axis."""
+    try:
+        found = [int(s) for s in size.lower().split("x")] if size else []
+    except ValueError:
+        raise ValueError(f"--size takes a number of pixels, or one for each axis such as 48x64, not {size!r}.") from None
+    return found[0] if len(found) == 1 else found or None
 
 
 def require_place(out: Path) -> None:

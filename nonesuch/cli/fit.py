@@ -5,39 +5,76 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from nonesuch.cli._words import BudgetText, Changes, Columns, Json, Seed, Source, app, examples, print_json, settings
+from nonesuch.cli._words import (
+    Axes,
+    BudgetText,
+    Changes,
+    Columns,
+    Fit,
+    Json,
+    Seed,
+    Size,
+    Source,
+    app,
+    examples,
+    opened,
+    print_json,
+    settings,
+)
+
+Allowed = Annotated[list[str] | None, typer.Option("--allow-change", help="What may differ when a run goes on: lr, data, ...")]
 
 
 @app.command(epilog=examples("nonesuch fit diffusion digits --given label --budget 5m --out runs/digits",
-                              "nonesuch fit gan photos/ --set config.width=64 --set recipe.lr=2e-4"))  # fmt: skip
+                              "nonesuch fit vae scans/ --given age --given sex --size 64 --fit pad",
+                              "nonesuch fit gan photos/ --set config.width=64 --set recipe.lr=2e-4",
+                              "torchrun --nproc-per-node 2 -m nonesuch fit diffusion photos/ --budget 8Mi"))  # fmt: skip
 def fit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A family, a model (vae/vdvae), or a checkpoint to train on.")],
     data: Source, given: Columns = None, budget: BudgetText = "5m",
     out: Annotated[Path | None, typer.Option(help="Where the checkpoint goes; the same command takes it up again.")] = None,
     preset: Annotated[str | None, typer.Option(help="A size by name, such as tiny.")] = None, changes: Changes = None,
-    seed: Seed = 0, precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto", as_json: Json = False,
+    policy: Fit = None, size: Size = None, axes: Axes = None, seed: Seed = 0,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    keep: Annotated[int, typer.Option(help="How many steps to keep beside the best.")] = 2, allowed: Allowed = None,
+    workers: Annotated[int, typer.Option(help="Threads that prepare batches; the images do not depend on it.")] = 0,
+    shard: Annotated[bool, typer.Option("--shard", help="Cut the weights up over the processes of torchrun.")] = False,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train a model on your images."""
     from nonesuch.core import artifact
     from nonesuch.train.fit import fit as train
+    from nonesuch.train.log import Event
+    from nonesuch.train.ranks import join
     from nonesuch.train.recipe import Budget
 
     Budget.parse(budget)
     asked = settings(changes, ("config", "recipe"))
     folder = out or Path("runs") / re.sub(r"[^\w.-]+", "-", f"{Path(model).name}-{Path(data).name}")
-    start = time.perf_counter()
+    start, looks = time.perf_counter(), []
+
+    def note(event: Event) -> None:
+        if event.look is not None:
+            looks.append(event.look)
+
     trained = train(
-        model, data, given=given, budget=budget, seed=seed, preset=preset, config=asked["config"], recipe=asked["recipe"],
-        out=folder, precision=precision, progress=True,  # type: ignore[arg-type]
+        model, opened(data, policy, size, axes), given=given, budget=budget, seed=seed, preset=preset, config=asked["config"],
+        recipe=asked["recipe"], out=folder, keep=keep, allow_change=allowed or (), workers=workers, shard=shard,
+        precision=precision, progress=True, on_event=note,  # type: ignore[arg-type]  # typer checks no Literal
     )  # fmt: skip
+    if not join().first:  # of several processes, one speaks
+        return None
     name, images, seconds = artifact.model_name(type(trained)), int(trained.images_seen), time.perf_counter() - start
-    size = sum(p.numel() for p in trained.parameters())
+    count = sum(p.numel() for p in trained.parameters())
+    about: dict[str, Any] = {"checkpoint": str(folder), "model": name, "images": images, "parameters": count}
     if as_json:
-        said = {"checkpoint": str(folder), "model": name, "images": images, "parameters": size, "seconds": round(seconds, 2)}
-        return print_json(said)
-    print(f"{name}, {size:,} parameters, has seen {images:,} images in {seconds:.0f} s: {folder}")
+        last = {"verdicts": list(looks[-1].verdicts), "watch": looks[-1].to_json()} if looks else {"verdicts": []}
+        return print_json({**about, "seconds": round(seconds, 2), **last})
+    print(f"{name}, {count:,} parameters, has seen {images:,} images in {seconds:.0f} s: {folder}")
+    if looks:
+        print(looks[-1].text)
     print(f"Next: nonesuch sample {folder}")

@@ -18,17 +18,21 @@ from nonesuch.cli._words import (
     BudgetText,
     Checkpoint,
     Families,
+    Fit,
     Given,
     Json,
     Limit,
     Report,
     Runs,
     Seed,
+    Size,
     Source,
     app,
     examples,
+    opened,
     print_json,
     require_place,
+    sides,
 )
 
 if TYPE_CHECKING:
@@ -39,25 +43,27 @@ DEMO_BUDGET = "45s"
 
 
 @app.command(epilog=examples("nonesuch score runs/digits digits", "nonesuch score runs/digits digits --json"))
-def score(checkpoint: Checkpoint, data: Source, limit: Limit = 2000, seed: Seed = 0, as_json: Json = False) -> None:
+def score(
+    checkpoint: Checkpoint, data: Source, policy: Fit = None, limit: Limit = 2000, seed: Seed = 0, as_json: Json = False
+) -> None:
     """Measure a model: bits per dimension, quality, usefulness and memorization, each with its interval."""
     from rich.console import Console
 
-    from nonesuch.data.open import open as open_data
     from nonesuch.evaluate.panel import VERDICTS, Panel, subject_of_model
     from nonesuch.train.device import load
 
     model = load(checkpoint)
-    opened = open_data(data)
-    mine, theirs = ((s.shape, s.levels) for s in (model.spec, opened.spec))
+    size = "x".join(map(str, model.spec.size)) if Path(data).is_dir() else None
+    real = opened(data, policy, size, model.spec.axes if size else None)
+    mine, theirs = ((s.shape, s.levels) for s in (model.spec, real.spec))
     if mine != theirs:
         raise ValueError(f"the model draws {mine[0]} with {mine[1]} levels, and {data} has {theirs[0]} with {theirs[1]}.")
     with Console(stderr=True).status("training the feature network on the real images") as status:
-        panel = Panel.of(opened, tuple(model.schema.columns), limit=limit, seed=seed)
+        panel = Panel.of(real, tuple(model.schema.columns), limit=limit, seed=seed)
         measured = panel.measure(subject_of_model(model, panel, str(checkpoint)), tell=status.update)
     if as_json:
         scores = {"scores": {k: s.to_json() for k, s in measured.scores.items()}, "notes": measured.notes}
-        return print_json({"checkpoint": str(checkpoint), "data": opened.name, **scores, "verdict": measured.verdict})
+        return print_json({"checkpoint": str(checkpoint), "data": real.name, **scores, "verdict": measured.verdict})
     for one in measured.scores.values():
         print(one)
     for name, note in measured.notes.items():
@@ -69,12 +75,14 @@ def score(checkpoint: Checkpoint, data: Source, limit: Limit = 2000, seed: Seed 
 @app.command(epilog=examples("nonesuch compare photos/ --budget 10m",
                               "nonesuch compare digits --families diffusion,gan,kernel-density --out few.html"))  # fmt: skip
 def compare(
-    data: Source, budget: BudgetText = "5m", families: Families = None, given: Given = None, out: Report = Path("report.html"),
-    runs: Runs = None, baselines: Baselines = True, limit: Limit = 2000, seed: Seed = 0, as_json: Json = False,
+    data: Source, budget: BudgetText = "5m", families: Families = None, given: Given = None, policy: Fit = None,
+    size: Size = None, out: Report = Path("report.html"), runs: Runs = None, baselines: Baselines = True, limit: Limit = 2000,
+    seed: Seed = 0, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train every family on the same images with the same budget, and write one report."""
     columns = "auto" if not given else None if given == ["none"] else given
-    asked = {"budget": budget, "given": columns, "baselines": baselines, "limit": limit, "seeds": seed}
+    asked = {"budget": budget, "given": columns, "baselines": baselines, "limit": limit, "seeds": seed, "fit": policy,
+             "size": sides(size)}  # fmt: skip
     _compare(data, out, runs, as_json, families, asked)
 
 

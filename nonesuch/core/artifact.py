@@ -45,16 +45,34 @@ def write_atomic(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    sync_folder(path.parent)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file that is on the disk when this returns; for files in a folder that is renamed into place afterwards."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system can do that."""
     with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(handle)
         finally:
-            os.close(folder)
+            os.close(handle)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors and a JSON description as one safetensors file, atomically."""
+    write_atomic(path, tensor_bytes(tensors, about))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """The content of a safetensors file of these tensors and a JSON description."""
     from safetensors.torch import save as to_bytes
 
     plain: dict[str, Tensor] = {}
@@ -64,7 +82,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
         if (start := plain[name].untyped_storage().data_ptr()) in written:  # tied weights: the format has no shared memory
             plain[name] = plain[name].clone()
         written.add(start)
-    write_atomic(path, to_bytes(plain, {"nonesuch": json.dumps(about)}))
+    return to_bytes(plain, {"nonesuch": json.dumps(about)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -123,10 +141,15 @@ def build(about: Mapping[str, Any], resolve: Callable[[str], type[Model]]) -> Mo
         config = read_dataclass(cls.Config, about["config"], f"the config of {about['model']}")
         return cls(config, read_spec(about["spec"]), read_schema(about["schema"]), **parts)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the checkpoint's description is damaged: {type(error).__name__} {error}.") from None
+        raise ValueError(f"the checkpoint's description is damaged: {type(error).__name__} {_first_line(error)}.") from None
     except (RuntimeError, MemoryError, OverflowError) as error:  # nested without end, or sizes that no memory holds
-        said = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        said = _first_line(error) or type(error).__name__
         raise ValueError(f"the checkpoint's description cannot be built: {said}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of what an exception says, for a sentence."""
+    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def read_dataclass(cls: type, values: Mapping[str, Any], what: str) -> Any:
@@ -184,8 +207,12 @@ def export_state(model: Model) -> dict[str, Tensor]:
     return {k: v for k, v in model.state_dict().items() if k not in hidden}
 
 
-def save(model: Model, path: Path | str, about: Mapping[str, Any] | None = None) -> Path:
+def save(
+    model: Model, path: Path | str, about: Mapping[str, Any] | None = None, remarks: Mapping[str, Any] | None = None
+) -> Path:
     """Write the model as a folder; `about` is carried in the description and the card: data, recipe, scores.
+
+    remarks: more for the card alone, such as what depends on the machine's speed: two runs alike have the same weights' file.
 
     Raises ValueError if the folder cannot be written; what stood there is then unharmed.
     """
@@ -193,7 +220,7 @@ def save(model: Model, path: Path | str, about: Mapping[str, Any] | None = None)
     described = {**describe(model), "about": dict(about or {})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / CARD, _model_card(model, described).encode())
+        write_atomic(folder / CARD, _model_card(model, described, remarks or {}).encode())
         write_atomic(folder / CONFIG, json.dumps(described, indent=2).encode())
         save_tensors(folder / WEIGHTS, export_state(model), described)
     except OSError as error:
@@ -231,9 +258,9 @@ def fit_state(model: Model, tensors: Mapping[str, Tensor], what: str) -> None:
             v.copy_(tensors[k])
 
 
-def _model_card(model: Model, described: Mapping[str, Any]) -> str:
+def _model_card(model: Model, described: Mapping[str, Any], remarks: Mapping[str, Any]) -> str:
     card: Card = model.card
-    about = described.get("about", {})
+    about = {**described.get("about", {}), **remarks}
     spec = model.spec
     count = sum(p.numel() for p in model.parameters())
     conditions = ", ".join(f"`{k}`" for k in model.schema.columns) or "none"

@@ -118,7 +118,7 @@ class ImageSpec:
             return x
         lo, hi = self._range()
         assert self.levels is not None
-        return self.to_levels(x).double() / (self.levels - 1) * (hi - lo) + lo
+        return self.to_levels(x).double() * (hi - lo) / (self.levels - 1) + lo
 
     def snap(self, x: Tensor) -> Tensor:
         """The nearest picture on the grid; a continuous one comes back as it is."""

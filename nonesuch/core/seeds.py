@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,25 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
         even = (product >> 32).bitwise_and_(_MASK).flip(0).bitwise_xor_(odd).bitwise_xor_((key + r * w) & _MASK)
         odd = product.bitwise_and_(_MASK).flip(0)
     return torch.stack([even[0], odd[0], even[1], odd[1]])
+
+
+def _philox_numpy(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """`philox` on a CPU, uint64 in and out: numpy's calls cost a tenth of torch's, and unsigned words need fewer masks."""
+    shift, mask = np.uint64(32), np.uint64(_MASK)
+    m = np.array(_M, np.uint64).reshape(2, *[1] * (counter.ndim - 1))
+    w = np.array(_W, np.uint64).reshape(2, *[1] * (key.ndim - 1))
+    even, odd = counter[0::2], counter[1::2]
+    high = np.empty(even.shape, np.uint64)
+    for _ in range(10):
+        product = even * m
+        np.right_shift(product, shift, out=high)
+        even = high[::-1] ^ odd
+        even ^= key
+        product &= mask
+        odd, key = product[::-1], (key + w) & mask
+    out = np.empty(counter.shape, np.uint64)
+    out[0::2], out[1::2] = even, odd
+    return out
 
 
 @lru_cache(maxsize=4096)
@@ -78,7 +98,7 @@ class Seeds:
     def __post_init__(self) -> None:
         if len(self.seed) != len(self.index):
             raise ValueError("a Seeds needs as many seeds as indices.")
-        if any(i < 0 for i in self.index):
+        if min(self.index, default=0) < 0:
             raise ValueError("an image's index must not be negative.")
 
     def __len__(self) -> int:
@@ -99,6 +119,8 @@ class Seeds:
 
     def bits(self, name: str, count: int, step: int = 0, device: torch.device | str = "cpu") -> Tensor:
         """(n, count) int64 in [0, 2^32): the raw words of the draw `name` at `step`."""
+        if torch.device(device).type == "cpu":
+            return torch.from_numpy(self._words(name, count, step).view(np.int64))
         blocks = -(-count // 4)
         # One key a distinct seed; the counter's words for a picture are constant, the block counts up.
         keys = torch.tensor([_key(s, name) for s in self.seed], dtype=torch.int64, device=device).view(-1, 2).T[:, :, None]
@@ -106,16 +128,27 @@ class Seeds:
         high = torch.tensor([(i >> 32 ^ (step >> 32 << 16)) & _MASK for i in self.index], dtype=torch.int64, device=device)[
             :, None
         ]
-        rows = max(1, _CHUNK // blocks) if str(device) == "cpu" else len(self)
-        cols = _CHUNK if str(device) == "cpu" else blocks
-        out = torch.empty(len(self), blocks, 4, dtype=torch.int64, device=device)
-        for b in range(0, blocks, cols):
-            block = torch.arange(b, min(blocks, b + cols), device=device)[None]
-            for i in range(0, len(self), rows):
-                part = slice(i, i + rows)
-                words = torch.broadcast_tensors(block, torch.full_like(block, step & _MASK), low[part], high[part])
-                out[part, b : b + cols] = philox(torch.stack(words), keys[:, part]).permute(1, 2, 0)
-        return out.view(len(self), -1)[:, :count]
+        block = torch.arange(blocks, device=device)[None]
+        words = torch.broadcast_tensors(block, torch.full_like(block, step & _MASK), low, high)
+        return philox(torch.stack(words), keys).permute(1, 2, 0).reshape(len(self), -1)[:, :count]
+
+    def _words(self, name: str, count: int, step: int) -> np.ndarray:
+        """`bits` on a CPU, uint64, a cache's worth of counters at a time."""
+        n, blocks = len(self), -(-count // 4)
+        one = self.seed.count(self.seed[0]) == n if n else False  # one key for all, as in training
+        keys = np.array([_key(s, name) for s in (self.seed[:1] if one else self.seed)], np.uint64).reshape(-1, 2).T[:, :, None]
+        index = np.array(self.index, np.uint64)[:, None]
+        low, high = index & np.uint64(_MASK), (index >> np.uint64(32) ^ np.uint64(step >> 32 << 16)) & np.uint64(_MASK)
+        rows = max(1, _CHUNK // max(1, blocks))
+        out = np.empty((n, blocks, 4), np.uint64)
+        for i in range(0, n, rows):
+            part = slice(i, i + rows)
+            for b in range(0, blocks, _CHUNK):
+                block = np.arange(b, min(blocks, b + _CHUNK), dtype=np.uint64)
+                counter = np.empty((4, len(index[part]), len(block)), np.uint64)
+                counter[0], counter[1], counter[2], counter[3] = block, step & _MASK, low[part], high[part]
+                out[part, b : b + _CHUNK] = _philox_numpy(counter, keys if one else keys[:, part]).transpose(1, 2, 0)
+        return out.reshape(n, -1)[:, :count]
 
     def uniform(self, name: str, *shape: int, step: int = 0, device: torch.device | str = "cpu") -> Tensor:
         """(n, *shape) float32 in (0, 1): the middles of 2^23 equal cells, so that both ends stay open."""
@@ -172,6 +205,8 @@ def initialise(module: nn.Module, seed: int = 0, skip: set[nn.Module] | None = N
             continue
         weight = getattr(layer, "weight", None)
         if not isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)) or not isinstance(weight, Tensor):
+            continue
+        if weight.is_meta:  # built to be asked about, without memory
             continue
         fan_in = 1 if isinstance(layer, nn.Embedding) else weight[0].numel()
         gain = float(getattr(layer, "gain", 1.0))

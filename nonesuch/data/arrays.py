@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from nonesuch.core.given import Category, Given, Schema
 from nonesuch.core.image import ImageSpec
-from nonesuch.data.dataset import Data, Images, fingerprint, split_by_content
+from nonesuch.data.dataset import Data, Images, counted, fingerprint, smallest_type, split_by_content
 
 TEST_SHARE = 0.2  # of a source that has no test split of its own
 
@@ -19,8 +20,9 @@ TEST_SHARE = 0.2  # of a source that has no test split of its own
 def from_array(x: Any, y: Any = None, *, levels: int | None = None, axes: str | None = None, name: str = "array") -> Data:
     """Pictures of an array (N, *size), (N, *size, channels) or (N, channels, *size), with one label a picture if y is given.
 
-    Integers are ordinal: `levels` of them, by default 256 for uint8, and 1 + the largest value otherwise. Floats are
-    continuous on their own range. Channels are the last axis if it has at most 4 entries, else the first if that has.
+    Integers are ordinal: `levels` of them from 0 (or from the smallest, if it is negative), by default 256 for uint8, 65536 for
+    uint16, and up to the largest that occurs otherwise. Floats are continuous on their own range. Channels are the last axis if
+    it has at most 4 entries, else the first if that has.
     Raises ValueError for an array of another shape, NaN, or labels that do not match.
     """
     spec, values = _read(np.asarray(x), levels, axes)
@@ -36,7 +38,8 @@ def split(images: Images, name: str, share: float = TEST_SHARE) -> Data:
     train, test = split_by_content(images, max(1, round(share * len(images))))
     if len(train) == 0:
         raise ValueError(f"all {len(images)} images of {name} are identical; there is nothing to learn and to test.")
-    return Data(name, train, test, fingerprint(images))
+    schema = counted(train)
+    return Data(name, replace(train, schema=schema), replace(test, schema=schema), fingerprint(images))
 
 
 def open_npz(path: Path) -> Data:
@@ -99,14 +102,16 @@ def _read(
         value_range = value_range or ((lo, hi) if hi > lo else (lo, lo + 1))
         spec = ImageSpec(channels, size, axes, "continuous", None, value_range, dtype=str(x.dtype))
         return spec, spec.from_values(torch.from_numpy(np.ascontiguousarray(x, np.float32)))
-    if x.dtype.kind == "i" and x.min() < 0:
-        raise ValueError("the array holds negative integers; shift them to start at 0, or pass floats.")
-    levels = levels or (256 if x.dtype == np.uint8 else 65536 if x.dtype == np.uint16 else max(2, int(x.max()) + 1))
-    spec = ImageSpec(channels, size, axes, levels=levels, dtype=str(x.dtype))
-    if int(x.max()) >= levels or levels > 2**31:
-        raise ValueError(f"the array holds the value {x.max()}, beyond the last of its {levels} levels; give other levels=.")
-    kept = np.uint8 if levels <= 256 else np.int32
-    return spec, torch.from_numpy(np.ascontiguousarray(x.astype(kept)))
+    lowest = int(value_range[0]) if value_range else min(0, int(x.min()))  # of signed values, such as those of CT
+    last = int(x.max()) - lowest
+    levels = levels or (256 if x.dtype == np.uint8 else 65536 if x.dtype == np.uint16 else max(2, last + 1))
+    if last >= levels or levels > 2**31 or int(x.min()) < lowest:
+        odd = x.max() if int(x.min()) >= lowest else x.min()
+        raise ValueError(f"the array holds the value {odd}, beyond the last of its {levels} levels; give other levels=.")
+    lie = (lowest, lowest + levels - 1) if lowest else None
+    spec = ImageSpec(channels, size, axes, levels=levels, value_range=lie, dtype=str(x.dtype))
+    shifted = x.astype(np.int64) - lowest if lowest else x
+    return spec, torch.from_numpy(np.ascontiguousarray(shifted.astype(smallest_type(levels))))
 
 
 def _conditions(y: Any, n: int, names: list[str] | None, schema: Schema | None = None) -> tuple[Schema, Given]:

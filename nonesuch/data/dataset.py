@@ -7,9 +7,11 @@ picture keeps its side whatever the order of the files.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +19,15 @@ from nonesuch.core.given import Category, Given, Number, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
 
+_CHUNK_BYTES, _MEMORY_BYTES = 16 << 20, 1 << 30  # pictures picked beyond the second lie in an unnamed file
+
 
 @dataclass(frozen=True)
 class Images:
-    """One split: levels (N, C, *size) in the smallest integer type (float32 for a continuous spec), and N conditions."""
+    """One split: levels (N, C, *size) in the smallest integer type (float32 for a continuous spec), and N conditions.
+
+    levels may be mapped from a file larger than the memory: pick from it, never convert it as a whole.
+    """
 
     spec: ImageSpec
     schema: Schema
@@ -33,7 +40,7 @@ class Images:
 
     @property
     def x(self) -> Tensor:
-        """All pictures as models see them: (N, C, *size)."""
+        """All pictures as models see them, (N, C, *size): for sets that fit in memory as float32."""
         return self.inside(slice(None))
 
     def inside(self, which: slice | Tensor) -> Tensor:
@@ -43,7 +50,8 @@ class Images:
 
     def __getitem__(self, which: slice | Tensor | Sequence[int]) -> Images:
         index = torch.arange(len(self))[which] if isinstance(which, slice) else torch.as_tensor(which)
-        return replace(self, levels=self.levels[index], given=self.given[index])
+        plain = isinstance(which, slice) and which.step in (None, 1)  # a view, not a copy
+        return replace(self, levels=self.levels[which] if plain else take(self.levels, index), given=self.given[index])
 
     def labels(self, column: str | None = None) -> Tensor:
         """int64 (N,) indices of a Category column; of the first one when no name is given."""
@@ -72,13 +80,17 @@ class Images:
 
 @dataclass(frozen=True)
 class Data:
-    """A source of pictures: its name, splits, a fingerprint of its content, and remarks a report must repeat."""
+    """A source of pictures: its name, splits, a fingerprint of its content, and remarks a report must repeat.
+
+    own_validation: a validation split that the source came with beside its test split, or None.
+    """
 
     name: str
     train: Images
     test: Images
     fingerprint: str
     remarks: tuple[str, ...] = ()
+    own_validation: Images | None = None
 
     @property
     def spec(self) -> ImageSpec:
@@ -90,40 +102,92 @@ class Data:
 
     def select(self, columns: Sequence[str]) -> Data:
         """The same pictures with these condition columns only; unknown ones are answered by the nearest name."""
-        return replace(self, train=self.train.select(columns), test=self.test.select(columns))
+        own = self.own_validation and self.own_validation.select(columns)
+        return replace(self, train=self.train.select(columns), test=self.test.select(columns), own_validation=own)
 
     def recoded(self, schema: Schema) -> Data:
         """The same pictures with their conditions coded by another schema of the same columns: that of a model made before."""
-        return replace(self, train=self.train.recoded(schema), test=self.test.recoded(schema))
+        own = self.own_validation and self.own_validation.recoded(schema)
+        return replace(self, train=self.train.recoded(schema), test=self.test.recoded(schema), own_validation=own)
 
     def validation(self, share: float = 0.15) -> Data:
-        """The training split alone, split again: choose settings on this, never on the test split."""
+        """The training split and the source's own validation split, or else the training split alone, split again.
+
+        Choose settings on this, never on the test split.
+        """
+        if self.own_validation is not None:
+            return replace(self, name=f"{self.name} (validation)", test=self.own_validation, own_validation=None)
         train, test = split_by_content(replace(self.train, name="train"), round(share * len(self.train)))
         return replace(self, name=f"{self.name} (validation)", train=train, test=replace(test, name="validation"))
 
 
+def content_hash(values: np.ndarray) -> str:
+    """A hex digest of one picture's values: the same for any integer type that holds them."""
+    wide = (values.dtype.kind in "ui" and values.dtype.itemsize > 4) or values.dtype == np.uint32
+    plain = values if values.dtype.kind == "f" else values.astype(np.int64 if wide else np.int32)
+    return hashlib.blake2b(np.ascontiguousarray(plain).data, digest_size=16).hexdigest()
+
+
 def content_hashes(levels: Tensor) -> list[str]:
-    """A hex digest of each picture's values (the same for uint8 and wider integers of the same values)."""
-    plain = levels if levels.is_floating_point() else levels.to(torch.int32)
-    return [hashlib.blake2b(row.numpy().tobytes(), digest_size=16).hexdigest() for row in plain.contiguous()]
+    """A hex digest of each picture's values."""
+    return [content_hash(row if row.dtype.kind == "f" else row.astype(np.int32)) for row in levels.numpy()]
 
 
 def fingerprint(images: Images) -> str:
     """A digest of all pictures and conditions, in order."""
+    return fingerprint_of(content_hashes(images.levels), images.given)
+
+
+def fingerprint_of(hashes: Sequence[str], given: Given) -> str:
+    """The same, of pictures whose hashes are known."""
     digest = hashlib.blake2b(digest_size=16)
-    for one in content_hashes(images.levels):
+    for one in hashes:
         digest.update(one.encode())
-    for name, column in images.given.columns.items():
+    for name, column in given.columns.items():
         digest.update(name.encode() + column.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def split_by_content(images: Images, test: int) -> tuple[Images, Images]:
-    """Train and test splits; `test` pictures (about: identical ones stay together) with the smallest hashes are the test."""
-    hashes = content_hashes(images.levels)
+def smallest_type(levels: int) -> type[np.generic]:
+    """The smallest type of those torch computes with that holds so many levels."""
+    return np.uint8 if levels <= 256 else np.int16 if levels <= 1 << 15 else np.int32
+
+
+def take(levels: Tensor, index: Tensor) -> Tensor:
+    """levels[index]; in an unnamed file, chunk by chunk, if that is too large for the memory."""
+    row = max(1, levels[:1].numel() * levels.element_size())
+    index = index.nonzero()[:, 0] if index.dtype == torch.bool else index
+    if index.dim() != 1 or len(index) * row <= _MEMORY_BYTES:
+        return levels[index]
+    with tempfile.TemporaryFile() as file:
+        for part in index.split(max(1, _CHUNK_BYTES // row)):
+            file.write(levels[part].numpy().data)
+        file.flush()
+        kept = np.memmap(file, levels.numpy().dtype, "c", shape=(len(index), *levels.shape[1:]))
+    return torch.from_numpy(kept)
+
+
+def in_test_split(hashes: Sequence[str], test: int) -> np.ndarray:
+    """bool (n,): the `test` pictures (about: identical ones stay together) with the smallest hashes."""
     cut = sorted(hashes)[test - 1] if test > 0 else ""
-    in_test = torch.tensor([h <= cut for h in hashes], dtype=torch.bool)
+    return np.array([h <= cut for h in hashes], dtype=bool)
+
+
+def split_by_content(images: Images, test: int) -> tuple[Images, Images]:
+    """Train and test splits; what categories and numbers hold is counted on neither: `counted` does that."""
+    in_test = torch.from_numpy(in_test_split(content_hashes(images.levels), test))
     return images[(~in_test).nonzero()[:, 0]], replace(images[in_test.nonzero()[:, 0]], name="test")
+
+
+def counted(train: Images) -> Schema:
+    """The schema with categories' frequencies counted on this split alone; the names stay those of the whole source."""
+    columns = dict(train.schema.columns)
+    for name, column in columns.items():
+        if isinstance(column, Category):
+            index = train.given.columns[name]
+            counts = torch.bincount(index[index >= 0], minlength=len(column.names)).double()
+            columns[name] = Category(column.names, tuple((counts / counts.sum().clamp_min(1)).tolist()))
+    return Schema(columns)
 
 
 def batch_keys(seed: int, images: int, n: int) -> Seeds:

@@ -1,14 +1,17 @@
 """Images as pictures a person can look at: uint8 with transparency, sheets of them, PNG files, and folders of files.
 
-What is written to a folder is a file an image, in a folder a class, so that `nonesuch.data.open` reads it again. Pictures of 16
-bits keep them; others are stretched over the 256 values of 8 bits.
+What is written to a folder is a file an image with the values, depth, channels, axes and spacing of the images learned from, in
+a folder a class: what torchvision's ImageFolder and `datasets.load_dataset("imagefolder")` read, and `nonesuch.data.open` again.
+Conditions that folders cannot say stand in a `metadata.csv` beside them.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +19,9 @@ import torch
 from torch import Tensor
 
 from nonesuch.core.artifact import write_atomic
-from nonesuch.core.given import Category, Given, Schema
+from nonesuch.core.given import Category, Given, Image, Number, Schema
 from nonesuch.core.image import ImageSpec
+from nonesuch.data.formats import Picture, encode
 
 
 def picture(x: Tensor, spec: ImageSpec) -> Tensor:
@@ -77,17 +81,45 @@ def save_sheet(x: Tensor, spec: ImageSpec, path: Path, side_px: int = 32) -> Non
     write_atomic(path, png_bytes(pixels, max(1, side_px // width)))
 
 
-def save_images(x: Tensor, spec: ImageSpec, schema: Schema, given: Given, folder: Path, seed: int) -> None:
-    """Write images (n, C, *size) as folder/class/seed-index.png, or without class folders where there are no classes."""
-    labels: list[str] = [""] * len(x)
-    for name, column in schema.columns.items():
+def save_images(x: Tensor, spec: ImageSpec, schema: Schema, given: Given, folder: Path, seed: int) -> list[Path]:
+    """Write images (n, C, *size) as folder/class/seed-index.png, .tif, .nii or .npz: the first that keeps their values.
+
+    Without a column of categories there are no class folders; with other columns beside one, or instead of one, all of them
+    stand in folder/metadata.csv, where rows of earlier files are kept. Returns the files written.
+    """
+    columns = {name: column for name, column in schema.columns.items() if not isinstance(column, Image)}
+    told = {name: [_told(schema, name, value) for value in given.columns[name]] for name in columns}
+    labels = [""] * len(x)
+    for name, column in columns.items():
         if isinstance(column, Category):
-            labels = [file_name(column.names[i]) if i >= 0 else "unlabelled" for i in given.columns[name].tolist()]
+            folders = _folders(column.names)
+            labels = [folders[value] for value in told[name]]
             break
+    files = []
     for i, label in enumerate(labels):
         place = folder / label
         place.mkdir(parents=True, exist_ok=True)
-        write_atomic(place / f"{seed}-{i:06d}.png", _file(x[i], spec))
+        data, suffix = encode(stored(x[i], spec))
+        files.append(place / f"{seed}-{i:06d}{suffix}")
+        write_atomic(files[-1], data)
+    if columns and not (len(columns) == 1 and any(labels)):
+        _tabulate(folder / "metadata.csv", [f.relative_to(folder).as_posix() for f in files], told)
+    return files
+
+
+def stored(x: Tensor, spec: ImageSpec) -> Picture:
+    """One image (C, *size) of the inside as the values of its file: of spec.dtype, or for 64 bits the narrowest that fits."""
+    values = spec.to_values(x.detach().cpu()).numpy()
+    if spec.value_range:  # real numbers may be drawn a little beyond those learned from
+        values = values.clip(min(spec.value_range), max(spec.value_range))
+    wanted = _dtype(spec)
+    if wanted.kind == "b":  # as a picture of one bit is read: black and white
+        values, wanted = (values > 0) * 255, np.dtype("uint8")
+    if wanted.kind in "ui":
+        info = np.iinfo(wanted)
+        values = values if values.dtype.kind in "ui" else np.rint(values.astype(np.float64))
+        values = values.clip(info.min, info.max)
+    return Picture(np.ascontiguousarray(values.astype(wanted)).reshape(x.shape), spec.axes, spec.spacing, spec.unit)
 
 
 def file_name(text: str) -> str:
@@ -95,15 +127,58 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w .-]", "_", text).lstrip(".") or "_"
 
 
-def _file(x: Tensor, spec: ImageSpec) -> bytes:
-    from PIL import Image
+def _dtype(spec: ImageSpec) -> np.dtype:
+    try:
+        found = np.dtype(spec.dtype)
+    except TypeError:  # of torch alone, such as bfloat16
+        return np.dtype("float32")
+    if found.kind not in "buif":
+        return np.dtype("float32")
+    if found.kind in "ui" and found.itemsize == 8:
+        lo, hi = sorted(spec.value_range or (0, (spec.levels or 2) - 1))
+        for name in ("uint8", "uint16", "int32"):
+            if np.iinfo(name).min <= lo and hi <= np.iinfo(name).max:
+                return np.dtype(name)
+    return found
 
-    if spec.dtype == "uint16" and spec.channels == 1 and len(spec.size) == 2:
-        values = spec.to_values(x).round().clamp(0, 65535).numpy().astype(np.uint16)[0]
-        file = io.BytesIO()
-        Image.fromarray(values).save(file, "PNG")
-        return file.getvalue()
-    file = io.BytesIO()
-    mode = {3: "RGB", 4: "RGBA"}.get(spec.channels, "L")
-    Image.fromarray(picture(x, spec).numpy(), "RGBA").convert(mode).save(file, "PNG")
-    return file.getvalue()
+
+def _folders(names: Sequence[str]) -> Mapping[str, str]:
+    """Each class's folder, and that of images without one; two classes never share a folder."""
+    found: dict[str, str] = {}
+    for name in (*names, ""):
+        wanted = plain = file_name(name) if name else "unlabelled"
+        again = 1
+        while wanted.casefold() in {f.casefold() for f in found.values()}:
+            again += 1
+            wanted = f"{plain} {again}"
+        found[name] = wanted
+    return found
+
+
+def _told(schema: Schema, name: str, value: Tensor) -> str:
+    """A condition as a cell of a table; "" where it is missing."""
+    column = schema.columns[name]
+    if not bool(column.present(value[None])[0]):
+        return ""
+    if isinstance(column, Category):
+        return column.names[int(value)]
+    if isinstance(column, Number):
+        return f"{float(value) * column.std + column.mean:.6g}"
+    codes = [int(v) - 1 for v in value.tolist() if v > 0]
+    return bytes(codes).decode("utf-8", "replace")
+
+
+def _tabulate(path: Path, names: list[str], told: Mapping[str, list[str]]) -> None:
+    """Write a row for each file; rows of other files stay, with their columns."""
+    rows: dict[str, dict[str, str]] = {}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = {row["file_name"]: dict(row) for row in csv.DictReader(file) if row.get("file_name")}
+    for i, name in enumerate(names):
+        rows[name] = {"file_name": name, **{column: cells[i] for column, cells in told.items()}}
+    header = list(dict.fromkeys(key for row in rows.values() for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows.values())
+    write_atomic(path, text.getvalue().encode())

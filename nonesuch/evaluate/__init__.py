@@ -3,10 +3,12 @@
 score           what a number must say of itself          likelihood     bits per dimension, and classes by Bayes' rule
 features        images through a network                  utility        train on synthetic, test on real
 frechet, kernel, prdc   distances, fidelity, diversity    memorization   are samples copies of training images?
+effect          does a condition do what it says?
 baselines       three classical models in the same ledger
 """
 
 from nonesuch.evaluate.baselines import BASELINES, Baseline
+from nonesuch.evaluate.effect import effects
 from nonesuch.evaluate.features import Extractor, Features, fit_extractor, pixel_features
 from nonesuch.evaluate.frechet import frechet_distance
 from nonesuch.evaluate.kernel import kernel_distance
@@ -27,6 +29,7 @@ __all__ = [
     "bits_from_nats",
     "bits_per_dim",
     "classify",
+    "effects",
     "fit_extractor",
     "frechet_distance",
     "kernel_distance",

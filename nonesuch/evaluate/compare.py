@@ -38,6 +38,7 @@ from nonesuch.evaluate.panel import Measured, Panel, Subject, flat, subject_of_b
 from nonesuch.train.fit import fit
 from nonesuch.train.log import Event
 from nonesuch.train.recipe import Budget
+from nonesuch.train.watch import Look, held_share, kept_looks
 
 __all__ = ["Comparison", "Progress", "Row", "compare", "digest_of_code", "subjects"]
 
@@ -81,24 +82,27 @@ def subjects(families: Sequence[str] | None, baselines: bool = True) -> list[str
 
 
 def compare(
-    data: Data | str, *, budget: str | int | Budget = "5m", families: Sequence[str] | None = None,
-    given: str | Sequence[str] | None = "auto", seeds: int = 0, out: str | Path | None = None,
-    on_event: Callable[[Progress], None] | None = None, baselines: bool = True, limit: int = 2000, sample_seeds: int = 5,
+    data: Any, *, budget: str | int | Budget = "5m", families: Sequence[str] | None = None,
+    given: str | Sequence[str] | None = "auto", fit: str | None = None, size: int | Sequence[int] | None = None, seeds: int = 0,
+    out: str | Path | None = None, on_event: Callable[[Progress], None] | None = None, baselines: bool = True,
+    limit: int = 2000, sample_seeds: int = 5,
 ) -> Comparison:  # fmt: skip
     """Train every family on the same images with the same budget, and measure all of them alike.
 
-    data: Data, or what `nonesuch.data.open` takes. budget: a time ("5m") or a number of images ("200k"), for each family.
+    data, fit, size: Data, or what `nonesuch.data.open` takes. budget: a time ("5m") or a number of images ("200k") for each.
     families: as in `subjects`. given: the condition's columns; "auto" is the first one of categories, if there is one.
     seeds: of training and of the first set of samples. out: a folder for the checkpoints, taken up again by the same call.
     limit: the most images of a split, and samples, that are measured. Raises ValueError for bad names, budgets and data.
     """
     length = Budget.parse(budget)
     names = subjects(families, baselines)
-    opened = open_data(data) if isinstance(data, str) else data
+    opened = open_data(data, fit=fit, size=size)
     columns = _columns(opened, given)
-    source = data if isinstance(data, str) else opened.name
+    sides = [size] if isinstance(size, int) else [] if size is None else list(size)
+    source = [str(data) if isinstance(data, (str, Path)) else opened.name]
+    source += [*(["--fit", fit] if fit else []), *(["--size", "x".join(map(str, sides))] if sides else [])]
     text = (str(length.images) if length.images else f"{length.seconds:g}s") if isinstance(budget, Budget) else str(budget)
-    plan = _Plan(opened, columns, source, text, length, seeds, Path(out) if out else None, limit, sample_seeds)
+    plan = _Plan(opened, columns, tuple(source), text, length, seeds, Path(out) if out else None, limit, sample_seeds)
     tell = on_event or (lambda progress: None)
     kept = {name: plan.kept(name) for name in names}  # before anything long: another comparison's folder is refused
     tell(Progress("", 0, len(names), "prepare", "training the feature network on the real images"))
@@ -138,7 +142,7 @@ class _Plan:
 
     data: Data
     columns: tuple[str, ...]
-    source: str
+    source: tuple[str, ...]
     text: str
     budget: Budget
     seed: int
@@ -192,9 +196,9 @@ class _Plan:
         given = [word for c in self.columns for word in ("--given", c)]
         if name in BASELINES:
             only = ["--families", name.replace(" ", "-").lower(), "--no-baselines"]
-            return shlex.join(["nonesuch", "compare", self.source, *(given or ["--given", "none"]), *only])
+            return shlex.join(["nonesuch", "compare", *self.source, *(given or ["--given", "none"]), *only])
         budget = ["--budget", str(images or self.text), "--seed", str(self.seed)]
-        return shlex.join(["nonesuch", "fit", name, self.source, *given, *budget])
+        return shlex.join(["nonesuch", "fit", name, *self.source, *given, *budget])
 
 
 @dataclass(frozen=True)
@@ -226,13 +230,16 @@ class _Run:
         cls = catalog.get(row.name)
         row.card, row.citation = dataclasses.asdict(cls.card), cls.card.bibtex()
         start, last = time.perf_counter(), []
+        looks: list[Look] = []
 
         def draw(event: Event) -> None:
             last[:] = [event]
+            looks.extend([event.look] if event.look else [])
             self.tell("train", event=event)
 
         plan, columns, folder = self.plan, list(self.plan.columns), self.plan.folder(row.name)
         model = fit(row.name, plan.data, given=columns, budget=plan.text, seed=plan.seed, out=folder, on_event=draw)
+        row.looks = [look.to_json() for look in kept_looks(folder, int(model.images_seen)) or looks]
         rate = last[0].images_per_s or _recorded_rate(folder)
         row.costs |= {"wall_s": time.perf_counter() - start, **_costs(model, rate)}
         row.command = plan.command(row.name, int(model.images_seen))
@@ -327,7 +334,7 @@ def _protocol(panel: Panel, plan: _Plan) -> dict[str, Any]:
     extractor = panel.extractor
     return {
         "budget": plan.text, "seed": plan.seed, "n": len(panel.train), "test": len(panel.test), "label": panel.label,
-        "sample_seeds": plan.sample_seeds,
+        "sample_seeds": plan.sample_seeds, "watched": round(held_share(plan.data) * len(plan.data.train)),
         "extractor": extractor.name if extractor else "pixels", "extractor_sha256": extractor.sha256 if extractor else "",
         "note": panel.note, "threads": torch.get_num_threads(), "device": "cuda" if torch.cuda.is_available() else "cpu",
         "torch": str(torch.__version__), "distances": panel.distances["train"].extractor,

@@ -37,7 +37,7 @@ class Row:
     """One subject's results: scores by name, notes for what is missing, costs, pictures, and the command that makes it again.
 
     grid: (classes, 10, C, *size), NaN where there is none; pairs: (P, 2, C, *size), samples beside their nearest training image,
-    the closest of all first; distances (P,), and `usual_distance` is the median of held-out images'.
+    the closest of all first; distances (P,). looks: what was seen of a network while it trained (`nonesuch.train.watch`).
     """
 
     name: str
@@ -52,6 +52,7 @@ class Row:
     verdict: str = ""
     distances: list[float] = field(default_factory=list)
     copied: list[bool] = field(default_factory=list)
+    looks: list[dict[str, Any]] = field(default_factory=list)
     grid: Tensor = field(default_factory=lambda: torch.empty(0))
     pairs: Tensor = field(default_factory=lambda: torch.empty(0))
 

@@ -22,6 +22,7 @@ from nonesuch.core.given import Category, Given
 from nonesuch.core.model import Energy, Likelihood, Model
 from nonesuch.data.dataset import Data, Images
 from nonesuch.evaluate.baselines import Baseline
+from nonesuch.evaluate.effect import columns_judged, dealt, effects
 from nonesuch.evaluate.features import Extractor, Features, fit_extractor, pixel_features
 from nonesuch.evaluate.frechet import frechet_distance
 from nonesuch.evaluate.kernel import kernel_distance
@@ -47,12 +48,14 @@ VERDICTS = {
 @dataclass(frozen=True)
 class Subject:
     """What is measured. sample: seed -> images; bits: draws -> score of the test images, or why there is none; posterior:
-    images -> P(class | x)."""
+    images -> P(class | x); columns: the conditions it is drawn under; under: (conditions, seed) -> images, where that can be."""
 
     name: str
     sample: Callable[[int], Tensor]
     bits: Callable[[int], Score] | str
     posterior: Callable[[Tensor], Tensor] | None = None
+    columns: tuple[str, ...] = ()
+    under: Callable[[Given, int], Tensor] | None = None
 
 
 @dataclass
@@ -123,6 +126,7 @@ class Panel:
             labels = self.labels(self.train)
             both = ((self.train.x, labels), (self.test.x, self.labels(self.test)))
             _noted(out, "CAS", lambda: utility([(x, labels) for x in sets], *both))
+        self._effect(subject, sets[0], out, allowance_s)
         out.seconds["score"] = time.perf_counter() - start
         tell("likelihood")
         self._likelihood(subject, out, allowance_s / 2)
@@ -144,6 +148,20 @@ class Panel:
                 break
         out.images = sets[0]
         return sets
+
+    def _effect(self, subject: Subject, x: Tensor, out: Measured, allowance_s: float) -> None:
+        """Whether each condition does what it says; several columns are told apart by a set drawn under columns dealt anew."""
+        given = self.train.select(subject.columns).given
+        judged = columns_judged(self.train.select(subject.columns).schema)
+        if len(judged) > 1 and subject.under is not None:
+            if out.seconds["sample"] > allowance_s:
+                out.notes["effect"] = f"{', '.join(judged)} are told apart only as far as they are independent in the data"
+            else:
+                given = dealt(given, judged, self.seed)
+                x = self.train.spec.snap(subject.under(given, self.seed).cpu())
+        scores, notes = effects(self.train, self.test, x, given, subject.columns, self.seed)
+        out.scores |= scores
+        out.notes |= notes
 
     def _quality(self, x: Tensor, out: Measured) -> None:
         real, reference = self.features["train"], self.features["test"]
@@ -249,8 +267,11 @@ def subject_of_model(model: Model, panel: Panel, name: str) -> Subject:
     def posterior(x: Tensor) -> Tensor:
         return classify(model, x, column=panel.label, seeds=panel.seed)
 
+    def under(conditions: Given, seed: int) -> Tensor:
+        return model.sample(len(conditions), conditions if columns else None, seeds=seed)
+
     def sample(seed: int) -> Tensor:
-        return model.sample(len(given), given if columns else None, seeds=seed)
+        return under(given, seed)
 
     if not isinstance(model, Likelihood):
         why = (
@@ -258,10 +279,13 @@ def subject_of_model(model: Model, panel: Panel, name: str) -> Subject:
             if isinstance(model, Energy)
             else "implicit: it samples without saying how probable an image is"
         )
-        return Subject(name, sample, why)
+        return Subject(name, sample, why, columns=tuple(columns), under=under)
     if model.spec.levels is None:
-        return Subject(name, sample, "a density of continuous images, which is not comparable")
-    return Subject(name, sample, bits, posterior if panel.label is not None and columns == [panel.label] else None)
+        return Subject(
+            name, sample, "a density of continuous images, which is not comparable", columns=tuple(columns), under=under
+        )
+    by_rule = posterior if panel.label is not None and columns == [panel.label] else None
+    return Subject(name, sample, bits, by_rule, tuple(columns), under)
 
 
 def subject_of_baseline(baseline: Baseline, panel: Panel) -> Subject:
@@ -281,7 +305,7 @@ def subject_of_baseline(baseline: Baseline, panel: Panel) -> Subject:
     def posterior(x: Tensor) -> Tensor:
         return torch.from_numpy(baseline.classify(flat(spec.to_levels(x)), seed=panel.seed))
 
-    return Subject(baseline.name, sample, bits, posterior if label else None)
+    return Subject(baseline.name, sample, bits, posterior if label else None, (label,) if label else ())
 
 
 def flat(levels: Tensor) -> np.ndarray:

@@ -19,8 +19,12 @@ from torch import Tensor
 from nonesuch.core.artifact import read_spec
 from nonesuch.core.image import ImageSpec
 from nonesuch.data.pictures import png_bytes, sheet
+from nonesuch.evaluate.effect import VERDICTS as EFFECTS
+from nonesuch.evaluate.effect import verdict as effect_verdict
 from nonesuch.evaluate.panel import VERDICTS
 from nonesuch.evaluate.score import Score
+from nonesuch.train.verdicts import TITLES, Look, count
+from nonesuch.train.verdicts import best as best_look
 
 if TYPE_CHECKING:
     from nonesuch.evaluate.compare import Comparison, Row
@@ -166,6 +170,49 @@ def chart(rows: Sequence[Row], key: str, *, percent: bool = False, reference: fl
     return Chart(dots, short(low, percent), short(high, percent), None if reference is None else place(reference))
 
 
+# -- training and conditions -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a network's training went: what was said at the end, the score there and at its best, and its curves as points."""
+
+    row: Row
+    text: str
+    name: str
+    last: str
+    best: str
+    curves: tuple[tuple[str, str], ...]  # of 100 x 30, y downwards: (what, "x,y x,y ...")
+
+
+def course(row: Row) -> Course | None:
+    """The looks at a row's training, or None if there were none."""
+    looks = [Look.from_json(entry) for entry in row.looks]
+    if not looks:
+        return None
+    top, last, kind = best_look(looks), looks[-1], looks[-1].kind
+    names = [n for n in (("training", "validation") if kind == "loss" else ("distance",)) if n in last.values]
+    points = {n: [(k.images, k.values[n]) for k in looks if math.isfinite(k.values.get(n, math.nan))] for n in names}
+    values = [v for found in points.values() for _, v in found]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    height, end = (high - low) or 1.0, max(1, last.images)
+    curves = tuple(
+        (n, " ".join(f"{100 * x / end:.1f},{28 - 26 * (v - low) / height:.1f}" for x, v in found)) for n, found in points.items()
+    )
+    at = f"{short(top.score)} at {count(top.images)} images" if top else "none"
+    return Course(row, last.text, TITLES[last.name], short(last.score), at, curves)
+
+
+def effect_rows(row: Row) -> list[dict[str, Any]]:
+    """What each condition does in a row's samples: its scores, and the word for them."""
+    columns = [k.removeprefix("effect of ") for k in row.scores if k.startswith("effect of ") and f"{k}, shuffled" in row.scores]
+    named = [(c, row.scores[f"effect of {c}"], row.scores[f"effect of {c}, shuffled"]) for c in columns]
+    return [
+        {"column": c, "score": s, "chance": chance, "word": effect_verdict(row.scores, c), "percent": "accuracy" in s.name}
+        for c, s, chance in named
+    ]
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +230,8 @@ def render(comparison: Comparison) -> str:
         figures={r.name: figure(r.grid, spec, _alt(f"Samples of {r.name}", comparison), 400) for r in done},
         thumbs={r.name: figure(_some(r.grid), spec, f"Samples of {r.name}", 180) for r in done},
         pairs={r.name: _pairs(r, spec) for r in done},
+        overfit=any("validation" in look["values"] for r in done for look in r.looks),
+        courses=[c for c in map(course, done) if c], effects={r.name: effect_rows(r) for r in done}, words=EFFECTS,
         bits=chart(done, "bits"), cas=chart(done, "CAS", percent=True, reference=ceiling),
         quality=QUALITY, utility=UTILITY, questions=QUESTIONS, verdicts=VERDICTS,
         best={k: best(done, k, better) for k, _, better, *_ in (*QUALITY, *UTILITY)},

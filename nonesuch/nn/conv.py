@@ -63,8 +63,15 @@ def depth_to_space(x: Shaped[Tensor, "b c *size"], factor: int = 2) -> Shaped[Te
 
 
 def downsample(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *half"]:
-    """(B, C, *size) -> (B, C, *size / 2): the mean of each cell."""
-    return {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[x.dim() - 2](x, 2)
+    """(B, C, *size) -> (B, C, *ceil(size / 2)): the mean of each cell of 2 pixels a side, or of what there is at an odd end."""
+    if x.dim() < 5:
+        pool = {1: F.avg_pool1d, 2: F.avg_pool2d}[x.dim() - 2]
+        return pool(x, 2, ceil_mode=any(s % 2 for s in x.shape[2:]), count_include_pad=False)
+    for axis in (2, 3, 4):  # torch pools no volume of bf16 on a CPU
+        n = x.shape[axis]
+        pairs = x.narrow(axis, 0, n // 2 * 2).unflatten(axis, (n // 2, 2)).mean(axis + 1)
+        x = torch.cat([pairs, x.narrow(axis, n - 1, 1)], axis) if n % 2 else pairs
+    return x
 
 
 def upsample(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *double"]:

@@ -216,7 +216,6 @@ def fitting_changes_neither_config_nor_data(s: Subject) -> None:
     levels, label = images.levels.clone(), images.given.columns["label"].clone()
     run = Run(model, images, Recipe(images=72, batch=24))
     model.prepare(images.x, images.given)
-    run.x = images.x
     for _ in range(3):
         run.step()
     assert artifact.describe(model) == before, "fitting changes the config"

@@ -1,74 +1,27 @@
-"""`fit`: the one training loop. It knows objectives and a clock that counts images, and nothing about any family."""
+"""`fit`: from what a caller says to a trained model. The loop itself is in `loop.py`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nonesuch.core import artifact
+from nonesuch.core.image import ImageSpec
 from nonesuch.core.model import Model
+from nonesuch.data.doctor import quick
 from nonesuch.data.open import open as open_data
-from nonesuch.train import checkpoint
+from nonesuch.train import checkpoint, lock
 from nonesuch.train.device import Precision, place
+from nonesuch.train.identity import permitted
 from nonesuch.train.log import Event, drawn, write_metrics
-from nonesuch.train.plan import choose_model, plan
+from nonesuch.train.loop import train
+from nonesuch.train.plan import choose_model, coded_as_recorded, plan
+from nonesuch.train.ranks import join
 from nonesuch.train.recipe import Budget, Recipe
-from nonesuch.train.run import Run, whole_rounds
-
-_LOG_S, _PREVIEW_S, _SAVE_S = 1.0, 60.0, 60.0  # how often a run logs, shows samples, and saves
-
-
-def train(run: Run, out: Path | None = None, preview: bool = False) -> Generator[Event, None, None]:
-    """Step the run to its end, yielding events. With `out` it saves as it goes, at the end, and when interrupted."""
-    start, first = time.perf_counter(), run.images
-    last_log = last_preview = last_save = start
-    terms: dict[str, torch.Tensor] = {}
-
-    def event(kind: Any, **more: Any) -> Event:
-        seconds = time.perf_counter() - start
-        rate = (run.images - first) / max(seconds, 1e-9)
-        return Event(kind, run.images, run.recipe.images, seconds, rate, {k: float(v) for k, v in terms.items()}, **more)
-
-    plan_text = f"{run.recipe.images:,} images in batches of {run.recipe.batch}"
-    yield event("start", text=plan_text + (f", resumed at {first:,}" if first else ""))
-    try:
-        while run.images < run.recipe.images:
-            with whole_rounds():
-                terms = run.step()
-            now = time.perf_counter()
-            if now - last_log > _LOG_S:
-                last_log = now
-                yield event("progress")
-            if preview and now - last_preview > _PREVIEW_S:
-                x = _preview(run)
-                last_preview = time.perf_counter()
-                yield event("preview", x=x)
-            if out and now - last_save > _SAVE_S:
-                checkpoint.save(run, out)
-                last_save = time.perf_counter()
-                yield event("saved")
-    except (KeyboardInterrupt, GeneratorExit):  # Ctrl-C here, or anything at all in who takes the events
-        if out:
-            checkpoint.save(run, out)
-        raise
-    if out:
-        checkpoint.save(run, out)
-    yield event("done")
-
-
-def _preview(run: Run) -> torch.Tensor:
-    """16 pictures of the averaged weights, under the conditions of the first training images."""
-    given = run.data.given[torch.arange(16) % len(run.data)]
-    run.averages.swap()
-    try:
-        return run.model.sample(16, given)
-    finally:
-        run.averages.swap()
+from nonesuch.train.watch import Watch, hold_out, kept_looks
 
 
 def fit(
@@ -82,8 +35,12 @@ def fit(
     config: Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
+    keep: int = checkpoint.KEEP,
+    allow_change: Sequence[str] = (),
     precision: Precision = "auto",
     device: str | None = None,
+    shard: bool = False,
+    workers: int = 0,
     progress: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> Model:
@@ -93,29 +50,56 @@ def fit(
     data: Data, or what `nonesuch.data.open` takes; only its training split is seen. given: the condition's column, or columns.
     budget: images ("8Mi", 50000) or time ("5m"), which is turned into a number of images by a short measurement and recorded.
     preset, config: a size by name, and fields of the model's Config to replace; recipe: fields of Recipe to replace.
-    out: a folder for the checkpoint, resume state and metrics.jsonl; the same call again takes the run up where it stopped.
-    progress: draw a bar. Raises ValueError, with what to do: unknown names, unfit data, a loss that is not finite, a full disk.
+    out: a folder for the checkpoint, the steps to resume from and metrics.jsonl; the same call again takes the run up where it
+    stopped. keep: how many steps are kept, beside the best. allow_change: fields of the recipe, or "data", that may differ from
+    what the folder records. shard: cut the weights up over the processes of torchrun. workers: threads that
+    make batches ahead, which changes nothing but speed. progress: draw a bar.
+    Raises ValueError, with what to do: unknown names, unfit data, another run or writer in the folder, a full disk;
+    NonFinite (an ArithmeticError) if going back three times did not keep the loss finite; Terminated (a SystemExit) on SIGTERM.
     """
-    length = Budget.parse(budget)
-    opened = open_data(data)
+    length, allowed = Budget.parse(budget), permitted(allow_change)
+    if keep < 1:
+        raise ValueError(f"keep at least 1 step, not {keep}.")
     columns = [given] if isinstance(given, str) else list(given or ())
-    opened = opened.select(columns)
     folder = Path(out) if out is not None else None
+    remarks = quick(data) if isinstance(data, (str, Path)) else ()
+    found = open_data(data)
+    opened = coded_as_recorded(found.select(columns), folder, allowed)
     built, defaults = choose_model(model, opened, preset, config or {}, seed)
     opened = opened.recoded(built.schema)
-    merged = {**defaults, **(recipe or {}), "seed": seed, "images": length.images}
-    placed = place(built, device, precision)
-    run = plan(built, opened, artifact.read_dataclass(Recipe, merged, "the recipe"), length, str(budget), folder)
-    with drawn(f"{artifact.model_name(type(built))} on {opened.name}: {placed}", opened.spec) if progress else _quiet() as draw:
-        with closing(train(run, folder, preview=progress or on_event is not None)) as events:
+    asked = artifact.read_dataclass(Recipe, {**defaults, **(recipe or {}), "seed": seed, "images": length.images}, "the recipe")
+    placed, ranks = place(built, device, precision), join(device)
+    seen = ranks.first and (progress or on_event is not None or folder is not None)
+    trained, held_out = hold_out(opened, asked.held_out)
+    with lock.held(folder if ranks.first else None):
+        if folder and ranks.first:
+            checkpoint.sweep(folder)
+        ranks.barrier()
+        saved = checkpoint.find(folder) if folder else None
+        ranks.alike(opened.fingerprint, asked, saved and saved.record.images)
+        run = plan(built, replace(opened, train=trained), asked, length, str(budget), saved, folder, allowed, shard, workers)
+        watch = Watch.of(run, held_out, kept_looks(folder, run.images)) if seen and not run.sharded else None
+        told = (*remarks, *(found.remarks if found is not data else ()), saved.remark if saved else "")
+        said = tuple(dict.fromkeys(t for t in told if t))
+        shown = ranks.first and not run.sharded and (progress or on_event is not None)
+        events = train(run, folder, preview=shown, watch=watch, keep=keep, remarks=said)
+        title = f"{artifact.model_name(type(built))} on {opened.name}: {placed}"
+        with drawn(title, opened.spec) if progress and ranks.first else _quiet() as draw, closing(events):
             for event in events:
                 draw(event)
-                if on_event:
+                if on_event and ranks.first:
                     on_event(event)
-                if folder:
-                    write_metrics(folder, event, opened.spec)
-    run.averages.swap()
-    return run.model
+                if folder and ranks.first:
+                    _written(folder, event, opened.spec, draw)
+        return run.finish()
+
+
+def _written(folder: Path, event: Event, spec: ImageSpec, draw: Callable[[Event], None]) -> None:
+    """Write the event to metrics.jsonl; a full disk is told and does not end the run, for only a line of the log is lost."""
+    try:
+        write_metrics(folder, event, spec)
+    except OSError as error:
+        draw(replace(event, kind="warning", text=f"{folder / 'metrics.jsonl'} cannot be written: {error.strerror or error}."))
 
 
 @contextmanager

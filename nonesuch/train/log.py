@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,15 +15,18 @@ from torch import Tensor
 from nonesuch.core.artifact import write_atomic
 from nonesuch.core.image import ImageSpec
 from nonesuch.data.pictures import half_blocks, png_bytes, sheet
+from nonesuch.train.verdicts import Look, count
 
 _SHOWN_PX = 16  # pictures up to so wide are drawn in the terminal; all are in samples.png
 
 
 @dataclass(frozen=True)
 class Event:
-    """kind: "start" (the plan, in `text`), "progress" (terms), "preview" (x: a sample grid's images), "saved" or "done"."""
+    """kind: "start" (the plan, in `text`), "progress" (terms), "preview" (x: a sample grid's images), "watch" (look: what was
+    measured, in `text` what it means, x: some of the samples), "saved", "rollback" (what was not finite and undone), "warning"
+    or "done"."""
 
-    kind: Literal["start", "progress", "preview", "saved", "done"]
+    kind: Literal["start", "progress", "preview", "watch", "saved", "rollback", "warning", "done"]
     images: int
     total: int
     seconds: float = 0.0
@@ -30,15 +34,19 @@ class Event:
     terms: dict[str, float] = field(default_factory=dict)
     text: str = ""
     x: Tensor | None = None
+    look: Look | None = None
 
     @property
     def seconds_left(self) -> float:
         return (self.total - self.images) / self.images_per_s if self.images_per_s else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without the pictures."""
+        """Plain values, without the pictures; what is not finite becomes None, for JSON has no word for it."""
         named = {"kind": self.kind, "images": self.images, "total": self.total, "seconds": round(self.seconds, 3)}
-        return {**named, "images_per_s": round(self.images_per_s, 1), **self.terms, **({"text": self.text} if self.text else {})}
+        terms = {k: v if math.isfinite(v) else None for k, v in self.terms.items()}
+        said = {"text": self.text} if self.text else {}
+        look = {"look": self.look.to_json()} if self.look else {}
+        return {**named, "images_per_s": round(self.images_per_s, 1), **terms, **said, **look}
 
 
 def write_metrics(folder: Path, event: Event, spec: ImageSpec) -> None:
@@ -47,7 +55,7 @@ def write_metrics(folder: Path, event: Event, spec: ImageSpec) -> None:
         grid = event.x[: len(event.x) // 4 * 4].unflatten(0, (4, -1))
         write_atomic(folder / "samples.png", png_bytes(sheet(grid, spec), max(1, 64 // max(spec.size, default=1))))
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(event.to_json()) + "\n")
+        file.write(json.dumps(event.to_json(), allow_nan=False) + "\n")
 
 
 @contextmanager
@@ -71,7 +79,16 @@ def drawn(title: str, spec: ImageSpec) -> Iterator[Any]:
         def draw(event: Event) -> None:
             if event.kind == "start":
                 console.print(f"{title}: {event.text}", highlight=False)
-            if event.x is not None and not progress.disable and max(spec.size, default=1) <= _SHOWN_PX:
+            if event.kind in ("rollback", "warning"):
+                console.print(event.text, highlight=False, markup=False, soft_wrap=True)
+            if event.kind == "watch":
+                console.print(f"{count(event.images)} images: {event.text}", highlight=False, markup=False, soft_wrap=True)
+            if (
+                event.kind == "preview"
+                and event.x is not None
+                and not progress.disable
+                and max(spec.size, default=1) <= _SHOWN_PX
+            ):
                 progress.console.print(half_blocks(sheet(event.x[None, :8], spec)), highlight=False)
             terms = "  ".join(f"{k} {v:.3g}" for k, v in list(event.terms.items())[:4])
             progress.update(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from nonesuch.core.model import Model
 from nonesuch.core.seeds import initialise
 from nonesuch.data.dataset import Data
 from nonesuch.train import checkpoint
+from nonesuch.train.guard import set_rate
+from nonesuch.train.identity import DATA
 from nonesuch.train.recipe import Budget, Recipe
 from nonesuch.train.run import Run, images_for
 
@@ -50,30 +52,33 @@ def choose_model(
     return built, {}
 
 
-def plan(model: Model, data: Data, recipe: Recipe, budget: Budget, text: str, out: Path | None) -> Run:
-    """The run, from where `out` has it or from its start; a time budget becomes a number of images here, once."""
-    if out:
-        _writable(out)
-    saved = checkpoint.recorded(out) if out else None
+def coded_as_recorded(data: Data, folder: Path | None, allowed: Sequence[str]) -> Data:
+    """The data with its conditions coded as the run in the folder does, if its data may change; otherwise as it is."""
+    saved = checkpoint.find(folder) if folder and DATA in allowed else None
+    return data.recoded(artifact.read_schema(saved.record.identity["model"]["schema"])) if saved else data
+
+
+def plan(
+    model: Model,
+    data: Data,
+    recipe: Recipe,
+    budget: Budget,
+    text: str,
+    saved: checkpoint.Saved | None = None,
+    out: Path | None = None,
+    allowed: Sequence[str] = (),
+    shard: bool = False,
+    workers: int = 0,
+) -> Run:
+    """The run, from what was saved of it or from its start; a time budget becomes a number of images here, once."""
     if saved is None and int(model.images_seen) == 0:
         model.prepare(data.train.x.to(model.device), data.train.given.to(model.device))
-    run = Run(model, data.train, recipe, data.fingerprint, text, data.name)
-    if saved and saved.get("budget") == text:
-        run.recipe = replace(recipe, images=saved["recipe"]["images"])
+    run = Run(model, data.train, recipe, data.fingerprint, text, data.name, shard=shard, workers=workers)
+    if saved and saved.record.budget == text and "images" in saved.record.identity["recipe"]:
+        run.recipe = replace(recipe, images=saved.record.identity["recipe"]["images"])
     elif budget.seconds:
         run.recipe = replace(recipe, images=images_for(run, budget.seconds))
-    for optimizer in run.optimizers:
-        optimizer.recipe = run.recipe
+    set_rate(run)
     if saved and out:
-        checkpoint.load(run, out)
+        checkpoint.take_up(run, saved, out, allowed)
     return run
-
-
-def _writable(folder: Path) -> None:
-    """Find out now, not after an hour, that nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        artifact.write_atomic(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(f"nothing can be written to {folder}: {error.strerror or error}; choose another folder.") from None

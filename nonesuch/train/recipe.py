@@ -18,7 +18,9 @@ class Recipe:
     images: the run's length (0: from a time budget); batch: images a step; lr: peak learning rate of Adam with `betas`,
     `eps` and decoupled `weight_decay`; warmup: share of the run over which it rises; decay: how it falls to zero after;
     clip: largest norm of an objective's gradient; average_half_life: of the exponential average, in images, and never more
-    than `average_share` of the images seen; hide: probability that a row's condition is hidden; seed: of everything.
+    than `average_share` of the images seen; hide: probability that a row's condition is hidden; held_out:
+    share of the training images only to watch with (None: see `watch.hold_out`); augment: names of `nonesuch.data.augment`, such
+    as "flip", all of which the model will draw too; seed: of everything.
     """
 
     images: int = 0
@@ -33,6 +35,8 @@ class Recipe:
     average_half_life: int = 2**16
     average_share: float = 0.05
     hide: float = 0.1
+    held_out: float | None = None
+    augment: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ class Config:
 
 PRESETS = {
     "tiny":   Preset({"base": 16, "mults": (1,), "blocks": 1, "attention": (False,), "width": 32, "dropout": 0.0, "steps": 12}),
-    "digits": Preset({"patch": 8, "width": 256, "blocks": 6, "dropout": 0.3, "augment": 0.35, "sigma_max": 20.0,
+    "digits": Preset({"patch": 8, "width": 256, "blocks": 6, "dropout": 0.3, "augment": 0.6, "sigma_max": 20.0,
                       "log_normal": 0.8, "log_normal_mean": 0.0}, {"batch": 256, "lr": 2e-3, "weight_decay": 0.3}, up_to_px=16),
     "32px":   Preset({"base": 96, "mults": (1, 2, 2), "blocks": 3, "attention": (False, True, True), "width": 256},
                      {"batch": 64, "lr": 5e-4}, up_to_px=32),
@@ -123,7 +123,7 @@ class EDM(Model, Denoiser, Likelihood, Guidable):
         x, levels, moved = batch.x, self.levels, None
         if self.moves:
             x, moved = move(x, self.spec, batch.keys, self.config.augment)
-        sigma, by_information = self._draw_levels(batch.keys, levels)
+        sigma, by_information = self._draw_levels(batch, levels)
         sigma = sigma.to(x.device, torch.float32)
         eps = batch.keys.normal("noise", *x.shape[1:], device=x.device)
         x_t = x + sigma.view(-1, *[1] * (x.dim() - 1)) * eps
@@ -133,13 +133,14 @@ class EDM(Model, Denoiser, Likelihood, Guidable):
         if logits is not None and self.config.vote_weight:
             loss["votes"] = self.config.vote_weight * F.cross_entropy(logits.movedim(2, 1), self.spec.to_levels(x))
         share = by_information.to(x.device).float()
-        bits = (error * share).sum() / share.sum().clamp_min(1) * levels.information_range / math.log(2)
+        both = batch.whole(torch.stack([error.detach() * share, share], 1).mean(0)) * batch.size
+        bits = both[0] / both[1].clamp_min(1) * levels.information_range / math.log(2)
         return Terms(loss, {"diffusion_bits": bits})
 
-    def _draw_levels(self, keys: Seeds, levels: NoiseLevels) -> tuple[Tensor, Tensor]:
-        """A noise level an image, stratified over the batch, and which of them are uniform in information."""
+    def _draw_levels(self, batch: Batch, levels: NoiseLevels) -> tuple[Tensor, Tensor]:
+        """A noise level an image, stratified over the whole batch, and which of them are uniform in information."""
         share, mean, std = self.config.log_normal, self.config.log_normal_mean, self.config.log_normal_std
-        u = (keys[:1].uniform("level").double() + torch.arange(len(keys)) / len(keys)) % 1
+        u = (batch.first.uniform("level").double() + torch.tensor(batch.rows) / batch.size) % 1
         normal = levels.log_normal((u / max(share, 1e-9)).clamp(1e-6, 1 - 1e-6), mean, std)
         uniform = levels.by_information(((u - share) / max(1 - share, 1e-9)).clamp(0, 1))
         return torch.where(u < share, normal, uniform), u >= share

@@ -169,7 +169,7 @@ class RecoveryLikelihood(Model, Energy):
     # -- learning --------------------------------------------------------------------------------------------------------------
 
     def objectives(self) -> list[Objective]:
-        return [Objective("energy", list(self.parameters()), self._terms)]
+        return [Objective("energy", list(self.parameters()), self._terms, second_derivatives=self.config.match > 0)]
 
     def _terms(self, batch: Batch) -> Terms:
         config, loss, watch = self.config, {}, {}
@@ -177,8 +177,10 @@ class RecoveryLikelihood(Model, Energy):
         if config.match > 0:
             loss["match"] = config.match * self._match(z, batch.given, batch.keys)
         if config.recovery > 0:
-            n = max(1, round(config.share * len(z)))
-            gap = self._recovery(z[:n], batch.given[:n], batch.keys[:n])
+            of = max(1, round(config.share * batch.size))
+            n = batch.before(of)
+            here = slice(max(1, n))  # one row at least: a term of none has no graph
+            gap = batch.mean(self._recovery(z[here], batch.given[here], batch.keys[here])[:n], of)
             loss["recovery"], watch["energy_gap"] = config.recovery * gap, gap.detach()
         return Terms(loss, watch)
 
@@ -194,7 +196,7 @@ class RecoveryLikelihood(Model, Energy):
         return (slope - target).square().mean()
 
     def _recovery(self, z: Tensor, given: Given, keys: Seeds) -> Tensor:
-        """The contrast of Eq. 3, its negatives from a Langevin chain on Eq. 2 that starts at y'."""
+        """The contrast of Eq. 3 (B,), its negatives from a Langevin chain on Eq. 2 that starts at y'."""
         sigma = self._sigma(keys, "recovery/level", z.device)
         s, shape = _as(sigma, z), z.shape[1:]
         t = s * math.sqrt(self.config.ratio**2 - 1)
@@ -205,7 +207,7 @@ class RecoveryLikelihood(Model, Energy):
         weights = self._frozen()
         minus = recover(lambda y: self.energy_at(y, sigma, given, weights), noisy, t, eps, steps, lambda k: draws[:, k])
         up, down = self.energy_at(torch.cat([plus, minus]), sigma.repeat(2), given + given).chunk(2)
-        return ((1 + sigma**2) / z[0].numel() * (up - down)).mean()  # Eq. 3
+        return (1 + sigma**2) / z[0].numel() * (up - down)  # Eq. 3
 
     def _sigma(self, keys: Seeds, name: str, device: torch.device) -> Tensor:
         """Noise levels (B,), uniform in the logarithm."""

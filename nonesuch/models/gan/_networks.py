@@ -23,7 +23,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nonesuch.nn.conv import Conv, Linear, channels_last, upsample, zero
+from nonesuch.nn.conv import Conv, Linear, channels_last, downsample, upsample, zero
 
 _SLOPE = 0.2
 _GAIN = math.sqrt(2 / (1 + _SLOPE**2))  # keeps the variance through the rectifier
@@ -122,16 +122,10 @@ class Critic(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         h = channels_last(self.enter(channels_last(x)))  # twice: with one channel, the first layout is none
         for i, stage in enumerate(self.stages):
-            h = stage(self.change[i - 1](_downsample(h)) if i else h)
+            h = stage(self.change[i - 1](downsample(h)) if i else h)
         # In channels-last memory this is a view, and so is its gradient.
         h = activation(self.features(activation(h).movedim(1, -1).flatten(1)))
         return self.psi(h)[:, 0].float() + (h.float() * c).sum(1) / math.sqrt(h.shape[1])
-
-
-def _downsample(x: Tensor) -> Tensor:
-    """The mean of each cell of 2 pixels a side; odd sizes are rounded up, by cells of what there is."""
-    pools = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-    return pools[x.dim() - 2](x, 2, ceil_mode=any(s % 2 for s in x.shape[2:]), count_include_pad=False)
 
 
 def _crop(x: Tensor, size: Sequence[int]) -> Tensor:

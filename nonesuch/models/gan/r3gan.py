@@ -107,7 +107,9 @@ class R3GAN(Model, Decoder):
         critic = [*self.critic.parameters(), *self.critic_embed.parameters()]
         generator = [*self.generator.parameters(), *self.generator_embed.parameters()]
         return [
-            Objective("critic", critic, self._critic_terms, average=False, lr_scale=self.config.critic_lr),
+            Objective(
+                "critic", critic, self._critic_terms, average=False, lr_scale=self.config.critic_lr, second_derivatives=True
+            ),
             Objective("generator", generator, self._generator_terms),
         ]
 
@@ -115,7 +117,7 @@ class R3GAN(Model, Decoder):
         with torch.no_grad():
             fake = self.generate(batch.keys.normal("critic/z", self.config.latent, device=batch.x.device), batch.given)
         both = self._seen(batch.x, fake, batch.keys, "critic")
-        penalised = (batch.images // len(batch.x)) % self.config.penalty_every == 0
+        penalised = (batch.images // batch.size) % self.config.penalty_every == 0
         logits = self.criticise(both.requires_grad_(penalised), batch.given + batch.given)
         real, generated = logits.chunk(2)
         loss = {"critic": pairing_loss(real, generated)}

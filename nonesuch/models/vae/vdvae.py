@@ -122,7 +122,7 @@ class VDVAE(Model, Likelihood, Encoder):
         kl = found.kl().sum(1).mean() / d
         weight = min(1.0, batch.progress / self.config.kl_warmup) if self.config.kl_warmup > 0 else 1.0
         bits = {"reconstruction_bits_per_dim": reconstruction / math.log(2), "kl_bits_per_dim": kl / math.log(2)}
-        priced = kl.clamp_min(self.config.free_bits * math.log(2))
+        priced = batch.whole(kl).clamp_min(self.config.free_bits * math.log(2))
         return Terms({"reconstruction": reconstruction, "kl": weight * priced}, {**bits, "kl_weight": kl.new_tensor(weight)})
 
     def _moved(self, x: Tensor, keys: Seeds) -> tuple[Tensor, Tensor | None]:

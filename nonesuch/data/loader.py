@@ -1,0 +1,168 @@
+"""Batches of a run: what the clock points at, a pure function of (seed, clock).
+
+The clock counts images. Sight s, the s-th image a run sees, is the picture at place s mod N of the keyed permutation of epoch
+s // N; its key is (seed, s), and its hidden condition and augmentation are drawn under s as well. So a run that is resumed, one
+with other worker threads, and one shared by several ranks see the same pictures under the same keys, and an epoch shows each
+picture once.
+
+Pictures are selected as levels, in the few bytes they have, from memory or from a memory-mapped file; only a batch is ever
+converted. Small batches are made some at a time, for the calls then cost more than the work; and numbers that are cheap by the
+thousand and dear by the batch (order, hidden rows, flips) are made in chunks and kept.
+
+Threads (`workers`) make the next batches while the model learns from this one. Worth it where a batch takes a share of a step, as
+with crops, or where pages of a file must be read first; small pictures in memory take less time than the hand-over.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from nonesuch.core.given import Given
+from nonesuch.core.image import ImageSpec
+from nonesuch.core.objective import Batch
+from nonesuch.core.seeds import Seeds, permutation
+from nonesuch.data.augment import CHUNK, Augment, pieces
+from nonesuch.data.dataset import Images, batch_keys
+
+_TOGETHER, _TOGETHER_BYTES = 16, 2 << 20  # batches made at once, of pictures that as float32 take so much at most
+
+_Picked = tuple[Tensor, Given, range]
+
+
+@dataclass
+class Batches:
+    """The batches of a run: `at(clock)` is the one that begins with the clock's image.
+
+    images: the pictures, in memory or memory-mapped; batch: images of all ranks together; seed: the run's; hide: probability
+    that a row's condition is hidden; augment: names of `nonesuch.data.augment`; workers: threads that make the next batches;
+    rows: those of this rank, such as range(rank, batch, ranks); total: images of the whole run;
+    device: where x and given are put (pictures travel as levels).
+    Raises ValueError, with what to do, for augmentations that are unknown or do not fit the pictures, and impossible values.
+    """
+
+    images: Images
+    batch: int
+    seed: int
+    hide: float = 0.0
+    augment: tuple[str, ...] | str | Augment = ()
+    workers: int = 0
+    rows: slice | range | None = None
+    total: int = 1
+    device: torch.device | str = "cpu"
+    places: range = field(init=False)  # those of this rank's rows in the batch
+    _together: int = field(init=False, repr=False)  # batches made at once
+    _picked: dict[int, _Picked] = field(default_factory=dict, init=False, repr=False)
+    _made: dict[int, Batch] = field(default_factory=dict, init=False, repr=False)
+    _pool: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
+    _ahead: dict[int, Future[dict[int, Batch]]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or not 0 <= self.hide <= 1 or self.workers < 0:
+            raise ValueError("a batch needs at least 1 image, hide a probability, and workers a number of threads, 0 for none.")
+        if len(self.images) == 0:
+            raise ValueError("there are no images to learn from.")
+        rows = slice(None) if self.rows is None else self.rows
+        self.places = range(self.batch)[slice(rows.start, rows.stop, rows.step)]
+        if self.places.step < 1 or not self.places:
+            raise ValueError(f"{self.rows} picks no rows of a batch of {self.batch}, or not in ascending order.")
+        self.augment = Augment.of(self.augment).check(self.images.spec, self.images.schema)
+        # The sights of batches one after another are one range if the rank's rows go round the batch evenly.
+        even = len(self.places) * self.places.step == self.batch
+        fit = _TOGETHER_BYTES // (4 * self.images.spec.numel * len(self.places))
+        self._together = max(1, min(_TOGETHER, fit)) if even else 1
+
+    def at(self, clock: int) -> Batch:
+        """The batch of images clock, ..., clock + batch - 1 of the run, this rank's rows of it. Raises what a worker met."""
+        if not self.workers:  # converted one by one: the memory of the last batch is used again, which is half of the time
+            if clock not in self._picked:
+                self._picked = self._pick(clock)
+            return self._convert(clock, *self._picked.pop(clock))
+        if clock not in self._made:
+            self._made = self._next(clock)
+        return self._made.pop(clock)
+
+    def close(self) -> None:
+        """End the threads, if there are any; a later `at` starts them again."""
+        self._forget()
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _forget(self) -> None:
+        for future in self._ahead.values():
+            future.cancel()
+        self._ahead.clear()
+
+    def _next(self, clock: int) -> dict[int, Batch]:
+        """What was made ahead for this clock, if it was; and two tasks more for each worker."""
+        ready = self._ahead.pop(clock, None)
+        if ready is None:  # the first batch, or the clock was set: what was made ahead is of no use
+            self._forget()
+        self._pool = self._pool or ThreadPoolExecutor(self.workers, "batches")
+        for task in range(1, 2 * self.workers + 1):
+            if (later := clock + task * self._together * self.batch) not in self._ahead:
+                self._ahead[later] = self._pool.submit(self._make, later)
+        return ready.result() if ready else self._make(clock)
+
+    def _make(self, clock: int) -> dict[int, Batch]:
+        return {begin: self._convert(begin, *picked) for begin, picked in self._pick(clock).items()}
+
+    def _pick(self, clock: int) -> dict[int, _Picked]:
+        """The levels, conditions and sights of the batch at this clock and of those made with it, by their clocks."""
+        rows, step = len(self.places), self.places.step
+        first = clock + self.places.start
+        sights = range(first, first + self._together * rows * step, step)
+        data, augment = self.images, self.augment
+        assert isinstance(augment, Augment)
+        which = torch.cat([permutation(self.seed, "order", len(data), epoch)[at] for epoch, at in pieces(sights, len(data))])
+        given = Given(len(which), {name: column.index_select(0, which) for name, column in data.given.columns.items()})
+        if data.schema:
+            hidden = torch.cat([_hide(self.seed, chunk)[at] for chunk, at in pieces(sights, CHUNK)]) < self.hide
+            given = data.schema.hide(given, hidden)
+        k, given = _levels(data.levels, which).to(self.device), given.to(self.device)
+        if augment:
+            k, given = augment.on_levels(k, given, data.spec, data.schema, self.seed, sights)
+        picked = {}
+        for i in range(self._together):
+            part = slice(i * rows, (i + 1) * rows)
+            conditions = Given(rows, {name: column[part] for name, column in given.columns.items()})
+            picked[clock + i * self.batch] = (k[part], conditions, sights[part])
+        return picked
+
+    def _convert(self, clock: int, k: Tensor, given: Given, sights: range) -> Batch:
+        assert isinstance(self.augment, Augment)
+        x = _inside(k.view(self.images.levels.dtype), self.images.spec)
+        if self.augment:
+            x = self.augment.inside(x, self.images.spec, self.seed, sights)
+        keys = Seeds((self.seed,) * len(sights), tuple(sights))
+        return Batch(x, given, keys, clock, self.total, self.places, self.batch)
+
+
+@lru_cache(maxsize=4)
+def _hide(seed: int, chunk: int) -> Tensor:
+    """float32 (CHUNK,): for each sight of a chunk the number that hides its condition, drawn under its own key."""
+    return batch_keys(seed, chunk * CHUNK, CHUNK).uniform("hide")
+
+
+def _levels(levels: Tensor, which: Tensor) -> Tensor:
+    """A copy of these pictures. Few operations know torch.uint16, so it travels as int16 of the same bits."""
+    return (levels.view(torch.int16) if levels.dtype == torch.uint16 else levels).index_select(0, which)
+
+
+def _inside(k: Tensor, spec: ImageSpec) -> Tensor:
+    """`ImageSpec.from_levels`, the same bits in fewer passes over memory; a continuous picture is float already."""
+    if spec.kind == "ordinal":
+        return k.to(torch.float32, copy=True).mul_(spec.step).sub_(1)
+    return k.float() if spec.kind == "continuous" else k.long()

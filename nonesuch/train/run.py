@@ -16,6 +16,7 @@ from torch import Tensor
 from nonesuch.core.model import Model
 from nonesuch.core.objective import Batch, Objective
 from nonesuch.core.seeds import Seeds
+from nonesuch.data.augment import Augment
 from nonesuch.data.dataset import Images
 from nonesuch.data.loader import Batches
 from nonesuch.train.guard import NonFinite
@@ -191,6 +192,7 @@ class Run:
             "batch": self.recipe.batch,
             "learning rate": self.recipe.lr,
             "seed": self.recipe.seed,
+            **({"augmentation": Augment.of(self.recipe.augment).remark} if self.recipe.augment else {}),
         }
 
 

@@ -84,7 +84,8 @@ def quick(source: Any, *, seconds: float = QUICK_S) -> tuple[str, ...]:
     if listing.complete and not listing.files and not bad and not any("." not in os.path.basename(n) for n in listing.others):
         raise ValueError(f"{escaped(root)} holds no images; give the folder that does.")
     if bad:
-        more = f" So are {len(bad) - 1:,} others" if len(bad) > 1 else " It may not be the only one"
+        rest = len(bad) - 1
+        more = f" So {'is 1 other' if rest == 1 else f'are {rest:,} others'}" if rest else " It may not be the only one"
         raise ValueError(f"{_at(root, bad[0])}.{more}: nonesuch doctor {escaped(root)} names them all.")
     counts = Counter(f.kind for f in findings if f.kind not in ("name-not-utf8", "name-control"))
     said = tuple(f"{n:,} {kind}: {handled}." for kind, n in sorted(counts.items()) if (handled := Finding(kind, "", "").handling))

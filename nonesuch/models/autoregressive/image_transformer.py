@@ -69,7 +69,7 @@ _SMALL = Preset(
     {"width": 96, "depth": 2, "num_heads": 4, "dropout": 0.2, "augment": 0.3},
     {"batch": 64, "lr": 4e-3, "weight_decay": 0.3},
     16,
-    "digits given label, test: CAS 0.974 (3 seeds) after 44k images, 45 s of two cores",
+    "digits given label, test: CAS 0.976 (5 seeds) after 44k images; 1.748 bits/dim (3 seeds) after 220k",
 )
 _LARGE = {"num_heads": 8, "ratio": 4, "reach": 3, "augment": 0.25}
 PRESETS = {

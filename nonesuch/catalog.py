@@ -23,10 +23,12 @@ def names() -> tuple[str, ...]:
 
 
 def resolve_name(name: str) -> str:
-    """A full name from a full name, a family ("diffusion": its first model) or a file's name alone ("edm")."""
+    """A full name from a full name, a family ("diffusion": the model its package calls DEFAULT) or a file's name alone ("edm")."""
     from nonesuch.core.given import did_you_mean
 
-    found = [n for n in names() if name in (n, n.split("/")[1])] or [n for n in names() if n.split("/")[0] == name]
+    found = [n for n in names() if name in (n, n.split("/")[1])]
+    if name in FAMILIES:
+        found = [f"{name}/{importlib.import_module(f'nonesuch.models.{name}').DEFAULT}"]
     if not found:
         raise ValueError(f"there is no model {name!r}; {did_you_mean(name, [*names(), *FAMILIES])}")
     return found[0]

@@ -14,3 +14,5 @@ each is normalised, so the likelihood is exact: no bound, no estimate, no partit
     _heads              a distribution over levels: categorical, or a discretized mixture of logistics
     _augment            training pictures moved about, with the model told how
 """
+
+DEFAULT = "image_transformer"  # what the family's name alone means

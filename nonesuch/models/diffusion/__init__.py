@@ -15,3 +15,5 @@ It costs: one network evaluation a training image, about 18 a sampled image, 33 
     _samplers.py     Euler (DDIM), Heun with churn, DPM-Solver++(2M)
     _likelihood.py   the variational bound and the probability flow's density
 """
+
+DEFAULT = "edm"  # what the family's name alone means

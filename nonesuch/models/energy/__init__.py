@@ -16,3 +16,5 @@ short chain.
     _langevin.py   the dynamics
     _network.py    the scalar network
 """
+
+DEFAULT = "recovery"  # what the family's name alone means

@@ -13,3 +13,5 @@ Training, scoring and sampling each cost one pass of the networks; the inverse i
     _marginal.py    each pixel's own distribution function, the first bijection
     _dequantize.py  the learned density inside a cell of the grid, and the bound
 """
+
+DEFAULT = "nsf"  # what the family's name alone means

@@ -17,3 +17,5 @@ derivative, which is as much again. It needs augmentation on small data, or the 
     _networks.py     the two players
     _augment.py      the random window both kinds of images are seen through
 """
+
+DEFAULT = "r3gan"  # what the family's name alone means

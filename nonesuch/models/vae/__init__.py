@@ -13,3 +13,5 @@ both learn from the bound its guess gives.
     _pixels.py   p(x | z) on a grid of levels: categorical, or a mixture of discretized logistics
     _augment.py  training pictures moved, with the model told how
 """
+
+DEFAULT = "vdvae"  # what the family's name alone means

@@ -23,7 +23,7 @@ def names() -> tuple[str, ...]:
 
 
 def resolve_name(name: str) -> str:
-    """A full name from a full name, a family ("diffusion": the model its package calls DEFAULT) or a file's name alone ("edm")."""
+    """A full name from itself, a family's ("diffusion": the model its package calls DEFAULT), or a file's name alone ("edm")."""
     from nonesuch.core.given import did_you_mean
 
     found = [n for n in names() if name in (n, n.split("/")[1])]

@@ -50,8 +50,15 @@ def build(name: str, spec: ImageSpec, schema: Schema, preset: str | None = None,
     from nonesuch.core.artifact import read_dataclass
     from nonesuch.core.card import choose_preset
     from nonesuch.core.given import did_you_mean
+    from nonesuch.core.model import AnySize
 
     cls = get(name)
+    if spec.sizes and not issubclass(cls, AnySize):
+        able = ", ".join(n for n in names() if issubclass(get(n), AnySize))
+        raise ValueError(
+            f"{resolve_name(name)} takes images of one size, and these are of {len(spec.sizes)} (fit 'bucket'); "
+            f"fit a model of several sizes ({able}), or open them with fit 'crop'."
+        )
     preset = preset or choose_preset(cls.presets, spec)
     if preset not in cls.presets:
         raise ValueError(f"{resolve_name(name)} has no preset {preset!r}; {did_you_mean(preset, cls.presets)}")

@@ -43,7 +43,7 @@ Limit = Annotated[int, typer.Option(help="The most images that are sampled and s
 Report = Annotated[Path, typer.Option(help="The report; its numbers go beside it as JSON.")]
 Runs = Annotated[Path | None, typer.Option(help="Where checkpoints and finished rows are kept.")]
 BudgetText = Annotated[str, typer.Option("--budget", help="Training time (90s, 5m, 1h) or images seen (200k, 8Mi).")]
-Fit = Annotated[str | None, typer.Option("--fit", help="crop, pad or resize images of other sizes; crop where sizes differ.")]
+Fit = Annotated[str | None, typer.Option("--fit", help="crop (default), pad, resize, or bucket: a few sizes instead of one.")]
 Size = Annotated[str | None, typer.Option(help="Size to bring images to: 64, or 48x64 (height x width).")]
 Axes = Annotated[str | None, typer.Option(help="hw (images), dhw (volumes) or thw (clips); the files' own by default.")]
 Families = Annotated[str | None, typer.Option(help="Comma-separated families, models or baselines; else one of every family.")]

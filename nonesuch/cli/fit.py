@@ -31,6 +31,7 @@ Allowed = Annotated[list[str] | None, typer.Option("--allow-change", help="What 
 
 @app.command(epilog=examples("nonesuch fit diffusion digits --given label --budget 5m --out runs/digits",
                               "nonesuch fit vae scans/ --given age --given sex --size 64 --fit pad",
+                              "nonesuch fit diffusion photos/ --fit bucket --size 64",
                               "nonesuch fit gan photos/ --set config.width=64 --set recipe.lr=2e-4",
                               "torchrun --nproc-per-node 2 -m nonesuch fit diffusion photos/ --budget 8Mi"))  # fmt: skip
 def fit(

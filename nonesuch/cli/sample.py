@@ -20,15 +20,18 @@ from nonesuch.cli._words import (
     pairs,
     print_json,
     require_place,
+    sides,
 )
 
 
 @app.command(epilog=examples("nonesuch sample runs/digits -n 16 --given label=3 --out threes.png",
                               "nonesuch sample runs/digits -n 1000 --given 'as trained' --out more/",
+                              "nonesuch sample runs/photos --size 48x64 --out wide.png",
                               "nonesuch sample runs/digits --guidance 2 --set steps=20"))  # fmt: skip
 def sample(
     checkpoint: Checkpoint, n: Annotated[int, typer.Option("-n", "--number", help="How many images.")] = 16,
     given: Values = None, seed: Seed = 0,
+    size: Annotated[str | None, typer.Option(help="64, or 48x64 (height x width), of a model fitted with --fit bucket.")] = None,
     out: Annotated[Path, typer.Option(help="A .png for one sheet, or a folder, with one folder a class.")] = Path("samples.png"),
     guidance: Annotated[float | None, typer.Option(help="Lean on the condition: uncond + w (cond - uncond).")] = None,
     changes: Changes = None, as_json: Json = False,
@@ -44,21 +47,23 @@ def sample(
     options = {k.removeprefix("options."): v for k, v in pairs(changes)}
     drawing = model if guidance is None else guided(model, guidance)
     model.require_fitted()
+    asked = sides(size)
+    wanted = model.spec.size if asked is None else (asked,) * len(model.spec.size) if isinstance(asked, int) else tuple(asked)
     if n < 1:
         raise ValueError(f"-n must be at least 1, not {n}.")
     told = model.schema.given(n, condition(model, given, n), Seeds.of(seed, n))
     start = time.perf_counter()
     try:
-        x = drawing.sample(n, told, seeds=seed, **options)
+        x = drawing.sample(n, told, seeds=seed, size=wanted, **options)
     except TypeError as error:
         if not options:
             raise
         raise ValueError(f"{type(model).__name__} does not sample with {', '.join(options)}: {error}.") from None
     seconds = time.perf_counter() - start
     if out.suffix.lower() == ".png":
-        save_sheet(x, model.spec, out)
+        save_sheet(x, model.spec.of_size(wanted), out)
     else:
-        save_images(x, model.spec, model.schema, told, out, seed)
+        save_images(x, model.spec.of_size(wanted), model.schema, told, out, seed)
     if as_json:
         return print_json({"out": str(out), "images": n, "seconds": round(seconds, 3), "seed": seed})
     print(f"{n} images in {seconds:.1f} s: {out}")

@@ -263,6 +263,7 @@ def _model_card(model: Model, described: Mapping[str, Any], remarks: Mapping[str
     about = {**described.get("about", {}), **remarks}
     spec = model.spec
     count = sum(p.numel() for p in model.parameters())
+    size = f"{' x '.join(map(str, spec.size))}{f', the usual of {len(spec.sizes)} sizes' if spec.sizes else ''}"
     conditions = ", ".join(f"`{k}`" for k in model.schema.columns) or "none"
     return "\n".join(
         [
@@ -277,7 +278,7 @@ def _model_card(model: Model, described: Mapping[str, Any], remarks: Mapping[str
             "",
             "| | |",
             "|---|---|",
-            f"| images | {spec.channels} x {' x '.join(map(str, spec.size))}, {spec.kind}, {spec.levels or 'no'} levels |",
+            f"| images | {spec.channels} x {size}, {spec.kind}, {spec.levels or 'no'} levels |",
             f"| conditions | {conditions} |",
             f"| parameters | {count:,} |",
             f"| images seen in training | {int(model.images_seen):,} |",

@@ -12,7 +12,7 @@ so that neighbouring levels are `step` = 2 / (L - 1) apart. A *categorical* pict
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,6 +35,7 @@ class ImageSpec:
     unit: the unit of the file's values, such as "HU"; only carried.
     dtype: numpy's name of the file's own type.
     spacing: distance of neighbours along each axis, in mm (seconds along t); only carried.
+    sizes: where pictures are of several sizes, all of them, the most usual one, which is `size`, first; () where all have `size`.
     """
 
     channels: int
@@ -46,9 +47,11 @@ class ImageSpec:
     unit: str | None = None
     dtype: str = "uint8"
     spacing: tuple[float, ...] | None = None
+    sizes: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(int(s) for s in self.size))
+        object.__setattr__(self, "sizes", tuple(tuple(int(s) for s in size) for size in self.sizes))
         if self.spacing is not None:
             object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
             if len(self.spacing) != len(self.size) or not all(math.isfinite(s) and s > 0 for s in self.spacing):
@@ -62,6 +65,8 @@ class ImageSpec:
             raise ValueError(f"axes must be one of {', '.join(map(repr, AXES))}, not {self.axes!r}.")
         if len(self.size) != len(self.axes) or self.channels < 1 or any(s < 1 for s in self.size):
             raise ValueError(f"an image of axes {self.axes!r} needs {len(self.axes)} sizes and a channel; got {self}.")
+        if self.sizes and (self.sizes[0] != self.size or any(len(s) != len(self.axes) or min(s) < 1 for s in self.sizes)):
+            raise ValueError(f"sizes are all the sizes there are, the usual one {self.size} first; got {self.sizes}.")
         if (self.levels is None) != (self.kind == "continuous"):
             raise ValueError("levels must be None for a continuous image, and a number for every other kind.")
         if self.levels is not None and self.levels < 2:
@@ -74,7 +79,7 @@ class ImageSpec:
 
     @property
     def numel(self) -> int:
-        """Dimensions of one picture: what bits per dimension divides by."""
+        """Dimensions of one picture (of several sizes, of one of `size`): what bits per dimension divides by."""
         return math.prod(self.shape)
 
     @property
@@ -82,6 +87,10 @@ class ImageSpec:
         """Distance of neighbouring levels inside, on [-1, 1]."""
         assert self.levels is not None
         return 2.0 / (self.levels - 1)
+
+    def of_size(self, size: tuple[int, ...]) -> ImageSpec:
+        """The same kind of picture, all of this one size."""
+        return self if not self.sizes and size == self.size else replace(self, size=size, sizes=())
 
     # -- the three scales: the file's values, levels, and the inside
 
@@ -125,8 +134,11 @@ class ImageSpec:
         return x if self.kind == "continuous" else self.from_levels(self.to_levels(x))
 
     def check(self, x: Tensor, name: str = "x") -> Tensor:
-        """Return x (B, C, *size) if it is a batch of such pictures; raise ValueError with a sentence if not."""
-        if x.shape[1:] != self.shape:
+        """Return x (B, C, *size) if it is a batch of such pictures, of any one size where there are `sizes`.
+
+        Raises ValueError with a sentence if it is not.
+        """
+        if x.shape[1:] != self.shape and not (self.sizes and x.dim() == 2 + len(self.axes) and x.shape[1] == self.channels):
             raise ValueError(f"{name} has shape {tuple(x.shape)}; this model takes (batch, {', '.join(map(str, self.shape))}).")
         if self.kind == "categorical":
             if x.is_floating_point() or (x.numel() and (x.min() < 0 or x.max() >= (self.levels or 0))):

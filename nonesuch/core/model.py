@@ -12,8 +12,9 @@ Every class is abstract or final: a variation is a preset, a wrapper that is its
 
 from __future__ import annotations
 
+import math
 from abc import ABC, ABCMeta, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -116,11 +117,12 @@ class Model(nn.Module, ABC, metaclass=_Construction):
     ) -> Tensor:
         """Draw n images (n, C, *size) in [-1, 1], as the last of `sample_steps` has them; large n in bounded memory."""
         seeds, condition = self._asked(n, given, seeds)
-        chunk = max(16, _CHUNK_VALUES // max(1, self.spec.numel * 8))
+        size = self._size(size)
+        chunk = max(16, _CHUNK_VALUES // max(1, self.spec.of_size(size).numel * 8))
         pieces = []
         for i in range(0, n, chunk):
             part = slice(i, min(n, i + chunk))
-            for step in self._sample_steps(condition[part], seeds[part], self._size(size), **options):
+            for step in self._sample_steps(condition[part], seeds[part], size, **options):
                 last = step.x
             pieces.append(last)
         return torch.cat(pieces)
@@ -140,6 +142,8 @@ class Model(nn.Module, ABC, metaclass=_Construction):
         return drawn, self.schema.given(n, given, drawn).to(self.device)
 
     def _size(self, size: tuple[int, ...] | None) -> tuple[int, ...]:
+        if self.spec.sizes and size is not None and isinstance(self, AnySize):
+            return self.require_size(tuple(size))
         if size is not None and tuple(size) != self.spec.size:
             raise ValueError(f"this model draws images of {self.spec.size}, not {tuple(size)}; fit one at that size.")
         return self.spec.size
@@ -148,6 +152,7 @@ class Model(nn.Module, ABC, metaclass=_Construction):
         """A caller's images and their conditions, checked."""
         self.require_fitted()
         x = self.spec.check(x).to(self.device)
+        self._size(tuple(x.shape[2:]))
         return x, self.schema.given(len(x), given).to(self.device)
 
 
@@ -170,7 +175,7 @@ class Likelihood(ABC):
         keys = Seeds.of(seeds, len(x))
         if samples < 1:
             raise ValueError(f"samples must be at least 1, not {samples}.")
-        chunk = max(8, _CHUNK_VALUES // max(1, self.spec.numel * 8 * samples))
+        chunk = max(8, _CHUNK_VALUES // max(1, math.prod(x.shape[1:]) * 8 * samples))
         pieces: list[Tensor] = []
         kind: LikelihoodKind = "exact"
         with torch.no_grad():
@@ -258,6 +263,31 @@ class Energy(ABC):
         """E(x | given) (B,) in float32; differentiable in x."""
 
 
+class AnySize(ABC):
+    """Made for pictures of several sizes (`spec.sizes`), takes and draws every size whose sides are multiples of `multiple`.
+
+    Nothing in it belongs to a place in the picture. Made for pictures of one size it is a model like any other; a configuration
+    that can be made for one size only refuses a spec of several.
+    """
+
+    @property
+    @abstractmethod
+    def multiple(self) -> int:
+        """What divides every side of a picture it takes."""
+
+    @abstractmethod
+    def prepare_sizes(self, data: Sequence[Tensor]) -> None:
+        """`Model.prepare` for pictures of several sizes: images x (N, C, *size) of each."""
+
+    def require_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The size, if it is one this model takes; ValueError if not."""
+        assert isinstance(self, Model)
+        if len(size) != len(self.spec.size) or any(s < 1 or s % self.multiple for s in size):
+            said = " x ".join(map(str, size))
+            raise ValueError(f"a size of this model has {len(self.spec.size)} sides, multiples of {self.multiple}, not {said}.")
+        return size
+
+
 class Guidable(ABC):  # noqa: B024 (a capability is a type, even when its verb is another's option)
     """Samplers that can be steered: `_sample_steps` takes `guidance`, the scale w of uncond + w (cond - uncond)."""
 
@@ -276,6 +306,11 @@ class Guided(Model):
 
     def objectives(self) -> list[Objective]:
         raise ValueError("a guided model is for sampling; fit the model inside it.")
+
+    def _size(self, size: tuple[int, ...] | None) -> tuple[int, ...]:
+        inner = self.parts["model"]
+        assert isinstance(inner, Model)
+        return inner._size(size)
 
     def _sample_steps(self, given: Given, seeds: Seeds, size: tuple[int, ...], **options: Any) -> Iterator[Step]:
         inner = self.parts["model"]

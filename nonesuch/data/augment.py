@@ -144,8 +144,9 @@ def _check(name: str, base: str, spec: ImageSpec) -> None:
     axes = axes_of(name, spec)
     if not axes or len(set(axes)) < len(axes) or not set(axes) <= set(spec.axes):
         raise ValueError(f"{name!r} names axes {axes!r}; these pictures have {spec.axes!r}, each to be named once.")
-    if base == "rotate90" and spec.size[-1] != spec.size[-2]:
-        raise ValueError(f"'rotate90' needs square pictures, not {spec.size[-2]} x {spec.size[-1]}; 'flip:hw' does half turns.")
+    long = [s for s in (spec.size, *spec.sizes) if s[-1] != s[-2]] if base == "rotate90" else []
+    if long:
+        raise ValueError(f"'rotate90' needs square pictures, not {long[0][-2]} x {long[0][-1]}; 'flip:hw' does half turns.")
     if base == "crop" and spec.kind == "categorical":
         raise ValueError("'crop' interpolates between values, which categories do not allow; use 'shift'.")
     if base == "colour" and (spec.kind != "ordinal" or spec.channels < 3):

@@ -7,6 +7,7 @@ picture keeps its side whatever the order of the files.
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ _CHUNK_BYTES, _MEMORY_BYTES = 16 << 20, 1 << 30  # pictures picked beyond the se
 class Images:
     """One split: levels (N, C, *size) in the smallest integer type (float32 for a continuous spec), and N conditions.
 
-    levels may be mapped from a file larger than the memory: pick from it, never convert it as a whole.
+    levels may be mapped from a file larger than the memory: pick from it, never convert it as a whole. Of several sizes it is
+    (N, values), a row's end beyond the picture without meaning, and bucket (N,) says which of spec.sizes each picture has.
     """
 
     spec: ImageSpec
@@ -34,6 +36,7 @@ class Images:
     levels: Tensor
     given: Given
     name: str = "train"
+    bucket: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -44,14 +47,50 @@ class Images:
         return self.inside(slice(None))
 
     def inside(self, which: slice | Tensor) -> Tensor:
-        """The pictures of these indices as models see them."""
+        """The pictures of these indices as models see them. Raises ValueError if they are of several sizes."""
         picked = self.levels[which]
+        if self.bucket is not None:
+            picked = self.shaped(picked, self.size_of(which))
         return picked.float() if self.spec.kind == "continuous" else self.spec.from_levels(picked)
 
     def __getitem__(self, which: slice | Tensor | Sequence[int]) -> Images:
         index = torch.arange(len(self))[which] if isinstance(which, slice) else torch.as_tensor(which)
         plain = isinstance(which, slice) and which.step in (None, 1)  # a view, not a copy
-        return replace(self, levels=self.levels[which] if plain else take(self.levels, index), given=self.given[index])
+        levels = self.levels[which] if plain else take(self.levels, index)
+        bucket = None if self.bucket is None else self.bucket[which if plain else index]
+        return replace(self, levels=levels, given=self.given[index], bucket=bucket)
+
+    def rows(self, size: tuple[int, ...]) -> Tensor:
+        """The indices of the pictures of that one of spec.sizes; where all have one size, all."""
+        if self.bucket is None:
+            return torch.arange(len(self))
+        return (self.bucket == self.spec.sizes.index(size)).nonzero()[:, 0]
+
+    def of_size(self, size: tuple[int, ...]) -> Images:
+        """Those of that size, as pictures of one size; where all have one, all."""
+        if self.bucket is None:
+            return self
+        found = self[self.rows(size)]
+        return replace(found, spec=self.spec.of_size(size), levels=self.shaped(found.levels, size), bucket=None)
+
+    def by_size(self) -> list[Images]:
+        """The pictures of each size that there are, the most usual of the source first; [self] where all have one."""
+        return [part for size in self.spec.sizes or (self.spec.size,) if len(part := self.of_size(size))]
+
+    def size_of(self, which: slice | Tensor) -> tuple[int, ...]:
+        """The size of the pictures of these indices. Raises ValueError if they are of several."""
+        bucket = None if self.bucket is None else self.bucket[which]
+        if bucket is None or not len(bucket):
+            return self.spec.size
+        if (bucket != bucket[0]).any():
+            sizes = ", ".join(" x ".join(map(str, s)) for s in self.spec.sizes)
+            raise ValueError(f"these images are of several sizes ({sizes}), and here one is needed; open them with fit='crop'.")
+        return self.spec.sizes[int(bucket[0])]
+
+    def shaped(self, rows: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Rows (n, values) of pictures of that size as levels (n, C, *size)."""
+        shape = self.spec.of_size(size).shape
+        return rows[:, : math.prod(shape)].reshape(len(rows), *shape)
 
     def labels(self, column: str | None = None) -> Tensor:
         """int64 (N,) indices of a Category column; of the first one when no name is given."""

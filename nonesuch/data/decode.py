@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
+from nonesuch.core.given import Given, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.data import cache
-from nonesuch.data.dataset import content_hash, in_test_split, smallest_type
+from nonesuch.data.dataset import Images, content_hash, in_test_split, smallest_type
 from nonesuch.data.formats import Head
 from nonesuch.data.hashes import in_threads, part_hashes
 from nonesuch.data.items import Item, head_of, picture_of
@@ -46,13 +49,22 @@ class Asked:
 
 @dataclass(frozen=True)
 class Decoded:
-    """levels of "train", "test" and perhaps "validation"; hashes and split of each item, in order; remarks."""
+    """levels of "train", "test" and perhaps "validation"; hashes and split of each item, in order; remarks.
+
+    bucket: which of spec.sizes each item has, where there are several; levels are then (n, values), as in `Images`.
+    """
 
     spec: ImageSpec
     levels: Mapping[str, np.ndarray]
     hashes: tuple[str, ...]
     split: tuple[str, ...]
     remarks: tuple[str, ...]
+    bucket: tuple[int, ...] = ()
+
+    def images(self, split: str, schema: Schema, given: Given) -> Images:
+        """The pictures of a split, with their conditions."""
+        bucket = torch.tensor(self.bucket)[self.rows(split)] if self.bucket else None
+        return Images(self.spec, schema, torch.from_numpy(self.levels[split]), given, split, bucket)
 
     def rows(self, split: str) -> list[int]:
         """The items of a split."""
@@ -81,42 +93,57 @@ def decoded(items: Sequence[Item], split: Sequence[str], asked: Asked, root: Pat
         return _from_entry(entry)
     heads = _heads(items, asked.axes)
     made = plan(heads, [i.name for i in items], asked.axes, asked.fit, asked.size)
-    pixels = len(items) * np.dtype(made.dtype).itemsize * made.channels * int(np.prod(made.size))
+    bucket = tuple(made.sizes.index(made.target(h)) for h in heads) if made.sizes else ()
+    pixels = len(items) * np.dtype(made.dtype).itemsize * math.prod(_row(made))
     if pixels <= _IN_MEMORY_BYTES and _bytes(items) <= _IN_MEMORY_BYTES:
         seen = _Seen()
-        raw = np.stack(list(_pictures(items, heads, made, seen)))
+        raw = np.stack([_filled(p, made) for p in _pictures(items, heads, made, seen)])
         spec, parts, remarks = _settled(made, seen, split, name)
         levels = {k: np.concatenate(list(_levels(raw, rows, spec))) for k, rows in _grouped(parts).items()}
-        return Decoded(spec, levels, tuple(seen.hashes), parts, remarks)
+        return Decoded(spec, levels, tuple(seen.hashes), parts, remarks, bucket)
     try:
-        return _into_cache(key, items, heads, made, split, name)
+        return _into_cache(key, items, heads, made, bucket, split, name)
     except OSError as error:
         what = f"{pixels / 2**20:.0f} MiB of decoded images cannot be written to {cache.folder()}: {error.strerror or error}"
         raise ValueError(f"{what}; set NONESUCH_CACHE to a folder with room.") from None
 
 
-def _into_cache(key: str, items: Sequence[Item], heads: Sequence[Head], made: Plan, split: Sequence[str], name: str) -> Decoded:
+def _row(made: Plan) -> tuple[int, ...]:
+    """The shape of a picture in the array of all: (channels, *size), or of several sizes the values of the largest."""
+    return (made.channels * max(map(math.prod, made.sizes)),) if made.sizes else (made.channels, *made.size)
+
+
+def _filled(values: np.ndarray, made: Plan) -> np.ndarray:
+    """A picture as such a row; what is beyond its end holds its last value, so that no range widens."""
+    return np.pad(values.ravel(), (0, _row(made)[0] - values.size), "edge") if made.sizes else values
+
+
+def _into_cache(
+    key: str, items: Sequence[Item], heads: Sequence[Head], made: Plan, bucket: tuple[int, ...], split: Sequence[str], name: str
+) -> Decoded:
     seen, dtype = _Seen(), np.dtype(made.dtype)
     with cache.writing(key) as folder:
         cache.write_array(
             folder / "raw.npy",
-            (len(items), made.channels, *made.size),
+            (len(items), *_row(made)),
             dtype,
-            (p[None] for p in _pictures(items, heads, made, seen)),
+            (_filled(p, made)[None] for p in _pictures(items, heads, made, seen)),
         )
         spec, parts, remarks = _settled(made, seen, split, name)
         raw, groups = cache.mapped(folder / "raw.npy"), _grouped(parts)
         kept = np.dtype(np.float32 if spec.levels is None else smallest_type(spec.levels))
         for one, rows in groups.items():
-            cache.write_array(folder / f"{one}.npy", (len(rows), *spec.shape), kept, _levels(raw, rows, spec))
-        about = {"spec": asdict(spec), "hashes": seen.hashes, "split": parts, "remarks": remarks}
+            cache.write_array(folder / f"{one}.npy", (len(rows), *_row(made)), kept, _levels(raw, rows, spec))
+        about = {"spec": asdict(spec), "hashes": seen.hashes, "split": parts, "remarks": remarks, "bucket": bucket}
         return _from_entry(cache.commit(folder, key, tuple(groups), about))
 
 
 def _from_entry(entry: cache.Entry) -> Decoded:
     about = entry.about
     spec = ImageSpec(**about["spec"])
-    return Decoded(spec, entry.arrays, tuple(about["hashes"]), tuple(about["split"]), tuple(about["remarks"]))
+    return Decoded(
+        spec, entry.arrays, tuple(about["hashes"]), tuple(about["split"]), tuple(about["remarks"]), tuple(about.get("bucket", ()))
+    )
 
 
 def _key(items: Sequence[Item], split: Sequence[str], asked: Asked, root: Path) -> str:
@@ -209,7 +236,7 @@ def _spec(
     unit: str | None,
 ) -> tuple[ImageSpec, list[str]]:
     """Integers lie on a grid that holds all of them; floats, and integers of too wide a range, on the training split's range."""
-    spec = partial(ImageSpec, made.channels, made.size, made.axes, dtype=made.own, unit=unit, spacing=spacing)
+    spec = partial(ImageSpec, made.channels, made.size, made.axes, dtype=made.own, unit=unit, spacing=spacing, sizes=made.sizes)
     if made.dtype in ("uint8", "uint16"):
         return spec(levels=256 if made.dtype == "uint8" else 65536), []
     lo, hi = (f(r[i] for r in ranges) for i, f in enumerate((min, max)))

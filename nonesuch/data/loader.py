@@ -3,7 +3,7 @@
 The clock counts images. Sight s, the s-th image a run sees, is the picture at place s mod N of the keyed permutation of epoch
 s // N; its key is (seed, s), and its hidden condition and augmentation are drawn under s as well. So a run that is resumed, one
 with other worker threads, and one shared by several ranks see the same pictures under the same keys, and an epoch shows each
-picture once.
+picture once. Pictures of several sizes come in batches of one size, in the order of buckets.py.
 
 Pictures are selected as levels, in the few bytes they have, from memory or from a memory-mapped file; only a batch is ever
 converted. Small batches are made some at a time, for the calls then cost more than the work; and numbers that are cheap by the
@@ -28,6 +28,7 @@ from nonesuch.core.image import ImageSpec
 from nonesuch.core.objective import Batch
 from nonesuch.core.seeds import Seeds, permutation
 from nonesuch.data.augment import CHUNK, Augment, pieces
+from nonesuch.data.buckets import places, turn
 from nonesuch.data.dataset import Images, batch_keys
 
 _TOGETHER, _TOGETHER_BYTES = 16, 2 << 20  # batches made at once, of pictures that as float32 take so much at most
@@ -56,6 +57,7 @@ class Batches:
     total: int = 1
     device: torch.device | str = "cpu"
     places: range = field(init=False)  # those of this rank's rows in the batch
+    _members: list[Tensor] = field(init=False, repr=False)  # the pictures of each size, where there are several
     _together: int = field(init=False, repr=False)  # batches made at once
     _picked: dict[int, _Picked] = field(default_factory=dict, init=False, repr=False)
     _made: dict[int, Batch] = field(default_factory=dict, init=False, repr=False)
@@ -72,10 +74,11 @@ class Batches:
         if self.places.step < 1 or not self.places:
             raise ValueError(f"{self.rows} picks no rows of a batch of {self.batch}, or not in ascending order.")
         self.augment = Augment.of(self.augment).check(self.images.spec, self.images.schema)
+        self._members = [self.images.rows(size) for size in self.images.spec.sizes]
         # The sights of batches one after another are one range if the rank's rows go round the batch evenly.
         even = len(self.places) * self.places.step == self.batch
         fit = _TOGETHER_BYTES // (4 * self.images.spec.numel * len(self.places))
-        self._together = max(1, min(_TOGETHER, fit)) if even else 1
+        self._together = max(1, min(_TOGETHER, fit)) if even and not self._members else 1
 
     def at(self, clock: int) -> Batch:
         """The batch of images clock, ..., clock + batch - 1 of the run, this rank's rows of it. Raises what a worker met."""
@@ -126,12 +129,12 @@ class Batches:
         sights = range(first, first + self._together * rows * step, step)
         data, augment = self.images, self.augment
         assert isinstance(augment, Augment)
-        which = torch.cat([permutation(self.seed, "order", len(data), epoch)[at] for epoch, at in pieces(sights, len(data))])
+        which = self._of_one_size(clock) if self._members else self._which(sights)
         given = Given(len(which), {name: column.index_select(0, which) for name, column in data.given.columns.items()})
         if data.schema:
             hidden = torch.cat([_hide(self.seed, chunk)[at] for chunk, at in pieces(sights, CHUNK)]) < self.hide
             given = data.schema.hide(given, hidden)
-        k, given = _levels(data.levels, which).to(self.device), given.to(self.device)
+        k, given = _levels(data, which).to(self.device), given.to(self.device)
         if augment:
             k, given = augment.on_levels(k, given, data.spec, data.schema, self.seed, sights)
         picked = {}
@@ -140,6 +143,17 @@ class Batches:
             conditions = Given(rows, {name: column[part] for name, column in given.columns.items()})
             picked[clock + i * self.batch] = (k[part], conditions, sights[part])
         return picked
+
+    def _which(self, sights: range) -> Tensor:
+        n = len(self.images)
+        return torch.cat([permutation(self.seed, "order", n, epoch)[at] for epoch, at in pieces(sights, n)])
+
+    def _of_one_size(self, clock: int) -> Tensor:
+        """The pictures of this rank's rows of the batch that holds image `clock`, if batches had always been so large."""
+        size, before = turn(tuple(map(len, self._members)), self.batch, self.seed, clock // self.batch)
+        first = before * self.batch
+        rows = range(first + self.places.start, first + self.places.stop, self.places.step)
+        return self._members[size][places(self.seed, size, len(self._members[size]), rows)]
 
     def _convert(self, clock: int, k: Tensor, given: Given, sights: range) -> Batch:
         assert isinstance(self.augment, Augment)
@@ -156,9 +170,11 @@ def _hide(seed: int, chunk: int) -> Tensor:
     return batch_keys(seed, chunk * CHUNK, CHUNK).uniform("hide")
 
 
-def _levels(levels: Tensor, which: Tensor) -> Tensor:
+def _levels(images: Images, which: Tensor) -> Tensor:
     """A copy of these pictures. Few operations know torch.uint16, so it travels as int16 of the same bits."""
-    return (levels.view(torch.int16) if levels.dtype == torch.uint16 else levels).index_select(0, which)
+    levels = images.levels
+    picked = (levels.view(torch.int16) if levels.dtype == torch.uint16 else levels).index_select(0, which)
+    return picked if images.bucket is None else images.shaped(picked, images.size_of(which))
 
 
 def _inside(k: Tensor, spec: ImageSpec) -> Tensor:

@@ -37,8 +37,9 @@ def open(
 
     source: "digits"; a folder of pictures or of WebDataset shards; an .npy, .npz or .tar file; a numpy array or tensor (N, ...);
     {"x": ..., "y": ...}; a Dataset or DatasetDict of Hugging Face; or Data.
-    fit: "crop", "pad" or "resize", how files of other sizes are brought to `size` (one number, or one an axis); by default
-    nothing is done where all agree, and otherwise they are cropped to a size that docs/data.md states.
+    fit: "crop", "pad" or "resize", how files of other sizes are brought to `size` (one number, or one an axis), or "bucket", to
+    the nearest in aspect of a few sizes of that area; by default nothing is done where all agree, and otherwise they are cropped
+    to a size that docs/data.md states.
     axes: "hw", "dhw" or "thw"; the files' own by default. columns: the conditions to keep, or {name: "number", "category" or
     "text"} for those whose kind should not be guessed.
     Raises ValueError with a sentence for anything that holds no pictures, or pictures that do not go together.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nonesuch.core.given import did_you_mean
+from nonesuch.data.buckets import Size, chosen_sizes, nearest
 from nonesuch.data.formats import Head, Picture
 from nonesuch.data.transforms import FITS, asked_size, chosen_size, fitted, scaled_size
 
@@ -26,6 +27,7 @@ class Plan:
     """What every picture becomes: (channels, *size) of dtype along axes; alpha: whether the last channel is transparency.
 
     own: numpy's name of the files' type, which a sample is written in. fit: how sizes are reached, None where all have it.
+    sizes: those of several, of which each picture is brought to that of the nearest aspect; () for `size` alone.
     """
 
     axes: str
@@ -36,6 +38,11 @@ class Plan:
     alpha: bool
     fit: str | None
     remarks: tuple[str, ...]
+    sizes: tuple[Size, ...] = ()
+
+    def target(self, head: Head) -> Size:
+        """The size a picture is brought to."""
+        return nearest(head.size[-len(self.axes) :], self.sizes) if self.sizes else self.size
 
     def apply(self, picture: Picture, head: Head, name: str) -> np.ndarray:
         """A picture's values (channels, *size). Raises ValueError if it is not what its head said."""
@@ -44,12 +51,12 @@ class Plan:
             values = values[:, 0]
         if values.ndim != 1 + len(self.axes):
             raise ValueError(f"{name} is of axes {picture.axes!r}, not {self.axes!r} as it said.")
-        values = self._coloured(self._deep(values), has_alpha(head), name)
-        if values.shape[1:] != self.size:
+        values, target = self._coloured(self._deep(values), has_alpha(head), name), self.target(head)
+        if values.shape[1:] != target:
             if self.fit is None:
-                was, wanted = (" x ".join(map(str, s)) for s in (values.shape[1:], self.size))
+                was, wanted = (" x ".join(map(str, s)) for s in (values.shape[1:], target))
                 raise ValueError(f"{name} is {was}, not {wanted} as it said; give a fit= to bring images to one size.")
-            values = fitted(values, self.size, self.fit, self.axes)
+            values = fitted(values, target, self.fit, self.axes)
         return np.ascontiguousarray(values, dtype=self.dtype)
 
     def spacing(self, picture: Picture, head: Head) -> tuple[float, ...] | None:
@@ -60,7 +67,7 @@ class Plan:
         if self.fit is None or len(spacing) != len(self.axes):
             return spacing if len(spacing) == len(self.axes) else None
         first = self.axes.startswith("t")
-        scaled = scaled_size(old[first:], self.size[first:], self.fit)
+        scaled = scaled_size(old[first:], self.target(head)[first:], self.fit)
         return (*spacing[:first], *(d * o / n for d, o, n in zip(spacing[first:], old[first:], scaled, strict=True)))
 
     def _deep(self, values: np.ndarray) -> np.ndarray:
@@ -101,17 +108,19 @@ def plan(
     dtype, own, deeper = _dtype(heads, names)
     channels, alpha, coloured = _channels(heads, names)
     sizes = [h.size[-len(axes) :] for h in heads]
-    target, fit, resized = _size(sizes, axes, fit, size)
+    several: tuple[Size, ...] = ()
+    if fit == "bucket":
+        several = _buckets(sizes, axes, size)
+        size, fit, several = several[0], "crop", several if len(several) > 1 else ()
+    target, fit, resized = _size(sizes, axes, fit, size, several)
     remarks += [more, deeper, *coloured, resized]
-    return Plan(axes, channels, target, dtype, own, alpha, fit, tuple(r for r in remarks if r))
+    return Plan(axes, channels, target, dtype, own, alpha, fit, tuple(r for r in remarks if r), several)
 
 
 def check_fit(fit: str | None) -> None:
     """Raise ValueError for a word that is no way of fitting."""
-    if fit == "bucket":
-        raise ValueError("fit 'bucket' needs a model of several sizes, and the catalogue has none; use crop, pad or resize.")
     if fit is not None and fit not in FITS:
-        raise ValueError(f"fit {fit!r} is not a way to bring images to one size; {did_you_mean(fit, FITS)}")
+        raise ValueError(f"fit {fit!r} is not a way to bring images to one size, or a few; {did_you_mean(fit, FITS)}")
 
 
 def _said(count: int, n: int, what: str) -> str:
@@ -174,30 +183,43 @@ def _channels(heads: Sequence[Head], names: Sequence[str]) -> tuple[int, bool, l
     return max(colours) + alpha, alpha, said
 
 
+def _buckets(sizes: Sequence[Size], axes: str, size: int | Sequence[int] | None) -> tuple[Size, ...]:
+    """The sizes there shall be of pictures; size: what has the area of them all."""
+    if axes != "hw":
+        raise ValueError(f"fit 'bucket' is for images, and these have axes {axes!r}; use crop, pad or resize.")
+    return chosen_sizes(sizes, None if size is None else asked_size(size, axes, sizes))
+
+
 def _size(
-    sizes: Sequence[tuple[int, ...]], axes: str, fit: str | None, size: int | Sequence[int] | None
-) -> tuple[tuple[int, ...], str | None, str]:
-    """The size of all, how it is reached (None where all have it), and what is said of that."""
+    sizes: Sequence[Size], axes: str, fit: str | None, size: int | Sequence[int] | None, several: tuple[Size, ...]
+) -> tuple[Size, str | None, str]:
+    """The size of all (or the most usual of several), how it is reached (None where all have it), and what is said of that."""
     if size is None and len(set(sizes)) == 1:
         return sizes[0], None, ""
     target = chosen_size(sizes, axes) if size is None else asked_size(size, axes, sizes)
     fit = fit or "crop"
     first = axes.startswith("t")
-    other = [s for s in sizes if s != target]
+    goals = [nearest(s, several) if several else target for s in sizes]
+    counts = Counter(goals)
+    other = [(s, goal) for s, goal in zip(sizes, goals, strict=True) if s != goal]
     if not other:
         return target, None, ""
-    scales = [[n / o for n, o in zip(scaled_size(s[first:], target[first:], fit), s[first:], strict=True)] for s in other]
+    scales = [[n / o for n, o in zip(scaled_size(s[first:], t[first:], fit), s[first:], strict=True)] for s, t in other]
     larger, smaller = [max(s) for s in scales if max(s) > 1.001], [min(s) for s in scales if min(s) < 0.999]
     parts = [f"{len(smaller)} made smaller, down to {min(smaller):.2g} times"] if smaller else []
     parts += [f"{len(larger)} made larger, up to {max(larger):.2g} times"] if larger else []
     kept = [
-        np.prod([n / (o * k) for n, o, k in zip(target[first:], s[first:], scale, strict=True)])
-        for s, scale in zip(other, scales, strict=True)
+        np.prod([n / (o * k) for n, o, k in zip(t[first:], s[first:], scale, strict=True)])
+        for (s, t), scale in zip(other, scales, strict=True)
     ]
     if fit == "crop" and min(kept) < 0.999:
         parts.append(f"up to {1 - min(kept):.0%} of an image's area cut off")
-    if first and any(s[0] != target[0] for s in other):
+    if first and any(s[0] != target[0] for s, _ in other):
         parts.append(f"clips of {min(s[0] for s in sizes)} to {max(s[0] for s in sizes)} frames brought to {target[0]}")
     word = {"crop": "scaled and cropped", "pad": "scaled and padded", "resize": "resized"}[fit]
-    text = _said(len(other), len(sizes), f"were {word} to {' x '.join(map(str, target))}")
+    goal = " x ".join(map(str, target))
+    if several:
+        each = ", ".join(f"{' x '.join(map(str, s))}: {counts[s]:,}" for s in several)
+        goal = f"the nearest in aspect of {len(several)} sizes, {each}"
+    text = _said(len(other), len(sizes), f"were {word} to {goal}")
     return target, fit, text[:-1] + f" ({'; '.join(parts)})." if parts else text

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nonesuch.core.given import Schema
-from nonesuch.data.dataset import Data, Images, fingerprint_of
+from nonesuch.data.dataset import Data, fingerprint_of
 from nonesuch.data.decode import Asked, Decoded, decoded
 from nonesuch.data.items import Item
 from nonesuch.data.tables import Table
@@ -60,10 +60,7 @@ def opened(source: Source, asked: Asked, columns: Columns = None) -> Data:
 def _divided(source: Source, part: Part, found: Decoded, remarks: tuple[str, ...]) -> Data:
     schema = part.table.schema(np.array(found.rows("train")))
     given = part.table.encode(schema)
-    train, test = (
-        Images(found.spec, schema, torch.from_numpy(found.levels[k]), given[torch.tensor(found.rows(k))], k)
-        for k in ("train", "test")
-    )
+    train, test = (found.images(k, schema, given[torch.tensor(found.rows(k))]) for k in ("train", "test"))
     return Data(source.name, train, test, fingerprint_of(found.hashes, given), remarks)
 
 
@@ -74,7 +71,7 @@ def _as_it_came(source: Source, splits: Mapping[str, Part], found: Decoded, rema
     for name, part in splits.items():
         _same_columns(source.name, name, part.table, schema)
         given = part.table.encode(schema)
-        images[name] = Images(found.spec, schema, torch.from_numpy(found.levels[name]), given, name)
+        images[name] = found.images(name, schema, given)
         prints[name] = fingerprint_of([found.hashes[i] for i in found.rows(name)], given)
         remarks += _unknown(name, part.table, schema)
     both = prints["train"] + prints["test"]

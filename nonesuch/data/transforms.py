@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-Fit = Literal["crop", "pad", "resize"]
+Fit = Literal["crop", "pad", "resize", "bucket"]  # bucket: a crop to one of a few sizes, see buckets.py
 FITS: tuple[str, ...] = get_args(Fit)
 _MAX_SIDE, _MAX_SIDE_3D, _GRID = 256, 64, 8  # of sizes chosen by us
 

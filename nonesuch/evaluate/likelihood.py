@@ -43,9 +43,10 @@ def require_likelihood(model: Model) -> Likelihood:
     raise ValueError(f"{name} has no likelihood: it samples without saying how probable an image is; judge it by its samples.")
 
 
-def bits_from_nats(nats: Tensor, kind: str, dims: int, *, given: str = "", seed: int = 0) -> Score:
-    """The score of log-probabilities (n,) in nats of images of `dims` dimensions; interval over images (Eq. 1)."""
-    values = -nats.detach().double().cpu().numpy() / (dims * math.log(2))
+def bits_from_nats(nats: Tensor, kind: str, dims: int | Tensor, *, given: str = "", seed: int = 0) -> Score:
+    """The score of log-probabilities (n,) in nats of images of `dims` dimensions, or of (n,); interval over images (Eq. 1)."""
+    values = -nats.detach().double().cpu().numpy() / (np.asarray(dims) * math.log(2))
+    dims = round(float(dims.double().mean())) if isinstance(dims, Tensor) else dims
     name = f"bits/dim given {given}" if given else "bits/dim"
     return Score(
         float(values.mean()), name, len(values), kind=kind, counts={"dimensions": dims}, better="lower",
@@ -58,20 +59,35 @@ def bits_per_dim(
 ) -> Score:
     """Score a model's likelihood of images in bits per dimension; lower is better.
 
-    data: images (n, C, *size), or a split with x and given. given: None (log P(x)), a condition as in `model.log_prob`, or the
-    names of the split's own columns, such as "label". method, samples, seeds: as in `log_prob`.
+    data: images (n, C, *size), or a split with x and given, whose pictures count by their own number of values. given: None
+    (log P(x)), a condition as in `model.log_prob`, or the names of the split's own columns, such as "label". method, samples,
+    seeds: as in `log_prob`.
     Raises ValueError for a model without a likelihood, and for continuous images, whose densities are not comparable.
     """
     with_likelihood = require_likelihood(model)
     if model.spec.levels is None:
         raise ValueError("Continuous images have a density and no grid of levels, so bits per dimension would not be comparable.")
-    x = data if isinstance(data, Tensor) else data.x
-    if not len(x):
+    if not len(data):
         raise ValueError("There are no images to score; the split is empty.")
     condition, names = condition_of(model, data, given)
-    found = with_likelihood.log_prob(x, condition, method=method, samples=samples, seeds=seeds)
     seed = seeds if isinstance(seeds, int) else 0
-    return bits_from_nats(found.nats, found.kind, model.spec.numel, given=names, seed=seed)
+    if not isinstance(data, Tensor) and data.bucket is not None:
+        return _bits_of_sizes(with_likelihood, data, model.schema.given(len(data), condition), names, method, samples, seeds)
+    x = data if isinstance(data, Tensor) else data.x
+    found = with_likelihood.log_prob(x, condition, method=method, samples=samples, seeds=seeds)
+    return bits_from_nats(found.nats, found.kind, x[0].numel(), given=names, seed=seed)
+
+
+def _bits_of_sizes(
+    model: Likelihood, data: Images, given: Given, names: str, method: str | None, samples: int, seeds: Seeds | int
+) -> Score:
+    """The score of pictures of several sizes."""
+    nats, dims, keys, kind = torch.zeros(len(data)).double(), torch.zeros(len(data)).long(), Seeds.of(seeds, len(data)), ""
+    for rows in filter(len, map(data.rows, data.spec.sizes)):
+        x = data.inside(rows)
+        found = model.log_prob(x, given[rows], method=method, samples=samples, seeds=keys[rows.tolist()])
+        nats[rows], dims[rows], kind = found.nats.double().cpu(), x[0].numel(), found.kind
+    return bits_from_nats(nats, kind, dims, given=names, seed=seeds if isinstance(seeds, int) else 0)
 
 
 def condition_of(model: Model, data: Images | Tensor, given: Any) -> tuple[Any, str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from nonesuch.core.given import Schema
 from nonesuch.core.image import ImageSpec
-from nonesuch.core.model import Completer, Decoder, Denoiser, Encoder, Energy, Guidable, Likelihood, Model, guided
+from nonesuch.core.model import AnySize, Completer, Decoder, Denoiser, Encoder, Energy, Guidable, Likelihood, Model, guided
+from nonesuch.core.objective import Batch
 from nonesuch.core.seeds import Seeds
-from nonesuch.testing._subject import SCHEMA, SPEC, Subject, alike, needs, refused
+from nonesuch.testing._subject import SCHEMA, SPEC, Subject, alike, needs, refused, stripes
 
 # -- capabilities
 
@@ -161,3 +163,32 @@ def guidance_of_one_is_none(s: Subject) -> None:
 def only_guidable_models_are_guided(s: Subject) -> None:
     if not isinstance(s.fitted, Guidable):
         refused(lambda: guided(s.fitted, 2.0), "guiding a model without denoiser or next-token logits")
+
+
+@needs(AnySize)
+def several_sizes_are_learned_drawn_and_scored(s: Subject) -> None:
+    spec = replace(SPEC, sizes=(SPEC.size, (8, 16), (16, 8)))
+    try:
+        model = s.build(spec, SCHEMA)
+    except ValueError:  # a configuration of it may be for one size
+        return
+    assert isinstance(model, AnySize)
+    parts = [stripes(spec=spec.of_size(size)) for size in spec.sizes]
+    model.prepare_sizes([part.x for part in parts])
+    model.images_seen.fill_(1)
+    for part in parts:
+        batch = Batch(part.x, part.given, Seeds.of(1, len(part)), 24, 24 * s.rounds)
+        for objective in model.objectives():
+            loss = sum(objective.terms(batch).loss.values())
+            assert torch.isfinite(torch.as_tensor(loss)), f"{objective.name} has no finite loss on images of {part.spec.size}"
+        if isinstance(model, Likelihood):
+            assert model.log_prob(part.x[:3]).nats.isfinite().all(), f"images of {part.spec.size} have no finite log_prob"
+        for size in (part.spec.size, (model.multiple, 3 * model.multiple)):
+            x = model.sample(3, size=size, seeds=5)
+            assert x.shape == (3, spec.channels, *size) and x.isfinite().all(), (
+                f"{size} was asked for, and {tuple(x.shape)} drawn"
+            )
+            alone = model.sample(1, size=size, seeds=Seeds((5,), (2,)))
+            assert alike(alone, x[2:]), f"an image of {size} depends on those drawn with it"
+    if model.multiple > 1:
+        refused(lambda: model.sample(1, size=(model.multiple + 1, model.multiple)), "a size of no multiple")

@@ -12,7 +12,7 @@ from nonesuch import catalog
 from nonesuch.core import artifact
 from nonesuch.core.card import choose_preset
 from nonesuch.core.given import Category, did_you_mean
-from nonesuch.core.model import Model
+from nonesuch.core.model import AnySize, Model
 from nonesuch.core.seeds import initialise
 from nonesuch.data.dataset import Data
 from nonesuch.train import checkpoint
@@ -38,6 +38,9 @@ def choose_model(
     if preset or config:
         raise ValueError("a model that is already built keeps its config; preset and config go with a catalogue name.")
     if built.spec != data.spec or built.schema.columns.keys() != data.schema.columns.keys():
+        if built.spec.sizes != data.spec.sizes:
+            ours, theirs = (", ".join(" x ".join(map(str, s)) for s in (x.sizes or (x.size,))) for x in (built.spec, data.spec))
+            raise ValueError(f"the model takes images of {ours}, the data has {theirs}; open the data as the model's was.")
         raise ValueError(
             f"the model takes {built.spec.shape} given {list(built.schema.columns)}, "
             f"the data has {data.spec.shape} given {list(data.schema.columns)}."
@@ -72,7 +75,14 @@ def plan(
 ) -> Run:
     """The run, from what was saved of it or from its start; a time budget becomes a number of images here, once."""
     if saved is None and int(model.images_seen) == 0:
-        model.prepare(data.train.x.to(model.device), data.train.given.to(model.device))
+        if data.spec.sizes:
+            if not isinstance(model, AnySize):
+                raise ValueError(f"{type(model).__name__} takes images of one size; open them with fit 'crop'.")
+            for size in data.spec.sizes:
+                model.require_size(size)
+            model.prepare_sizes([part.x.to(model.device) for part in data.train.by_size()])
+        else:
+            model.prepare(data.train.x.to(model.device), data.train.given.to(model.device))
     run = Run(model, data.train, recipe, data.fingerprint, text, data.name, shard=shard, workers=workers)
     if saved and saved.record.budget == text and "images" in saved.record.identity["recipe"]:
         run.recipe = replace(recipe, images=saved.record.identity["recipe"]["images"])

@@ -121,17 +121,19 @@ class Watch:
         order = permutation(run.recipe.seed, "watch", len(run.data))
         held_out = held_out[:_TERMS] if held_out is not None and len(held_out) else None
         trained = run.data[order[: len(held_out) if held_out is not None else _TERMS]]
-        n = min(_SAMPLES, max(16, 4 * _VALUES // max(1, run.model.spec.numel)), len(run.data) // 2)
+        n = min(_SAMPLES, max(16, 4 * _VALUES // max(1, run.model.spec.numel)), len(run.data.rows(run.data.spec.size)) // 2)
         return cls(kind, held_out, trained, n if n >= _LEAST else 0, history=list(history), first=run.images)
 
     def _fix_likeness(self, run: Run) -> None:
         """At the first look: features from training images, real ones to hold samples against, and what others of them reach."""
-        n, order = self.samples, permutation(run.recipe.seed, "watch", len(run.data))
-        known = run.data[order[: min(_KNOWN, max(2 * n, _KNOWN * 1024 // max(1024, run.model.spec.numel)))]]
+        size = run.data.spec.size  # of several sizes, samples are drawn and seen at the usual one
+        rows, held_out = run.data.rows(size), self.held_out.of_size(size) if self.held_out is not None else None
+        n, order = self.samples, rows[permutation(run.recipe.seed, "watch", len(rows))]
+        known = run.data[order[: min(_KNOWN, max(2 * n, _KNOWN * 1024 // max(1024, run.model.spec.numel)))]].of_size(size)
         eye = Eye.of(known.x, run.model.spec)
         features = eye.see(known.x)
-        apart = self.held_out is not None and len(self.held_out) >= 64
-        real = self.held_out[:n] if apart and self.held_out is not None else known[:n]
+        apart = held_out is not None and len(held_out) >= 64
+        real = held_out[:n] if apart and held_out is not None else known[:n]
         others = features[-len(real) :] if apart else features[n : n + len(real)]
         self.eye, self.reference, self.floor = eye, real, frechet(others, eye.see(real.x))
         columns = [(k, c.names) for k, c in run.model.schema.columns.items() if isinstance(c, Category)]
@@ -212,9 +214,11 @@ class Watch:
         model, images = run.model, (self.held_out if self.held_out is not None else self.trained)[:_BITS]
         if not isinstance(model, Likelihood) or model.spec.levels is None:
             return {}
-        x = images.x.to(model.device)
-        nats = model.log_prob(x, images.given.to(model.device), seeds=_keys(run, len(images))).nats
-        return {"bits": float(-nats.double().mean()) / (model.spec.numel * math.log(2))}
+        bits, keys = 0.0, _keys(run, len(images))
+        for part in images.by_size():
+            nats = model.log_prob(part.x.to(model.device), part.given.to(model.device), seeds=keys[: len(part)]).nats
+            bits += float(-nats.double().mean()) / (part.spec.numel * math.log(2)) * (len(part) / len(images))
+        return {"bits": bits}
 
     def _samples(self, run: Run) -> dict[str, float]:
         """How like real images a few samples are."""
@@ -260,17 +264,20 @@ def _keys(run: Run, n: int) -> Seeds:
 
 def _terms_on(run: Run, images: Images) -> dict[tuple[str, bool], float]:
     """Every loss term's mean over the images, and whether its player is averaged; the same keys for any images and any time."""
-    keys, device, size = _keys(run, len(images)), run.model.device, min(run.recipe.batch, len(images))
-    end = -(-max(1, run.recipe.images) // (size * 5040)) * size * 5040  # at the end, and at a round when every lazy term is due
+    keys, device, total, seen = _keys(run, len(images)), run.model.device, max(1, run.recipe.images), 0
     sums: dict[tuple[str, bool], float] = {}
-    for i in range(0, len(images) - size + 1, size):
-        part = slice(i, i + size)
-        batch = Batch(images.inside(part).to(device), images.given[part].to(device), keys[part], end, max(1, run.recipe.images))
-        for objective in run.objectives:
-            for name, value in objective.terms(batch).loss.items():
-                key = (name, objective.average)
-                sums[key] = sums.get(key, 0.0) + float(value.detach()) * size
-    return {key: value / (len(images) // size * size) for key, value in sums.items()}
+    for one in images.by_size():
+        size = min(run.recipe.batch, len(one))
+        end = -(-total // (size * 5040)) * size * 5040  # at the end, and at a round when every lazy term is due
+        for i in range(0, len(one) - size + 1, size):
+            part = slice(i, i + size)
+            batch = Batch(one.inside(part).to(device), one.given[part].to(device), keys[seen : seen + size], end, total)
+            seen += size
+            for objective in run.objectives:
+                for name, value in objective.terms(batch).loss.items():
+                    key = (name, objective.average)
+                    sums[key] = sums.get(key, 0.0) + float(value.detach()) * size
+    return {key: value / seen for key, value in sums.items()}
 
 
 @contextmanager

@@ -116,11 +116,12 @@ class Network(nn.Module):
             self.unet = PatchTransformer(channels, out, spec.size or (1,), patch, width, blocks, num_heads, dropout)
         else:
             self.unet = UNet(dims, channels, out, base, mults, blocks, attention, width, dropout, num_heads)
-        self.register_buffer("mean", torch.zeros(spec.shape))
-        self.register_buffer("variance", torch.full(spec.shape, 0.25))
+        size = (1,) * len(spec.size) if spec.sizes else spec.size  # of several sizes, statistics are those of a channel
+        self.register_buffer("mean", torch.zeros(spec.channels, *size))
+        self.register_buffer("variance", torch.full((spec.channels, *size), 0.25))
         self.register_buffer("sigma_data", torch.tensor(0.5))
         if self.votes:
-            self.register_buffer("log_frequency", torch.zeros(spec.channels, k, *spec.size))
+            self.register_buffer("log_frequency", torch.zeros(spec.channels, k, *size))
             self.register_buffer("grid", spec.from_levels(torch.arange(k)), persistent=False)
 
     @torch.no_grad()

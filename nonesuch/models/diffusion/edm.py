@@ -19,7 +19,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor
 from nonesuch.core.card import Card, Preset
 from nonesuch.core.given import Given, Schema
 from nonesuch.core.image import ImageSpec
-from nonesuch.core.model import Denoiser, Guidable, Likelihood, LogProb, Model, Step
+from nonesuch.core.model import AnySize, Denoiser, Guidable, Likelihood, LogProb, Model, Step
 from nonesuch.core.objective import Batch, Objective, Terms
 from nonesuch.core.seeds import Seeds
 from nonesuch.models.diffusion import _likelihood as likelihood
@@ -78,7 +78,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-class EDM(Model, Denoiser, Likelihood, Guidable):
+class EDM(Model, Denoiser, Likelihood, Guidable, AnySize):
     """Diffusion with EDM's preconditioning. Options of sampling: steps, sampler ("heun", "dpmpp_2m", "euler"), churn (S_churn,
     heun only), guidance (scale; 1 is none) and interval (t, t), where guidance acts. `log_prob` methods: "bound", "ode" (one
     Hutchinson probe a draw) and "ode-exact" (a backward pass a dimension).
@@ -100,6 +100,9 @@ class EDM(Model, Denoiser, Likelihood, Guidable):
             raise ValueError("EDM adds Gaussian noise, which categorical images do not take; use an autoregressive model.")
         if len(config.mults) != len(config.attention):
             raise ValueError(f"mults and attention need one entry a resolution; got {config.mults} and {config.attention}.")
+        if spec.sizes and config.patch:
+            able = ", ".join(name for name, p in PRESETS.items() if not p.config.get("patch"))
+            raise ValueError(f"EDM over patches takes pictures of one size, and these are of several; choose a preset of {able}.")
         c, self.moves = config, config.augment > 0 and len(spec.size) > 0
         self.network = Network(
             spec, schema, c.base, c.mults, c.blocks, c.attention, c.width, c.dropout, c.num_heads, c.patch, self.moves
@@ -114,6 +117,14 @@ class EDM(Model, Denoiser, Likelihood, Guidable):
 
     def prepare(self, data: Tensor, given: Given) -> None:
         self.network.prepare(data)
+
+    @property
+    def multiple(self) -> int:
+        return int(2 ** (len(self.config.mults) - 1))
+
+    def prepare_sizes(self, data: Sequence[Tensor]) -> None:
+        pixels = torch.cat([x.transpose(0, 1).flatten(1) for x in data], 1)  # (C, pixels): a place in a picture is nothing here
+        self.network.prepare(pixels.T.view(-1, len(pixels), *[1] * len(self.spec.size)))
 
     # -- learning ----------------------------------------------------------------------------------------------------------------
 
@@ -168,10 +179,10 @@ class EDM(Model, Denoiser, Likelihood, Guidable):
             raise ValueError(f"steps must be a whole number, at least 1, not {steps!r}.")
 
         def noise(i: int) -> Tensor:
-            return seeds.normal("churn", *self.spec.shape, step=i, device=self.device)
+            return seeds.normal("churn", self.spec.channels, *size, step=i, device=self.device)
 
         std = (self.network.variance + levels.sigma_max**2).sqrt()
-        x = self.network.mean + std * seeds.normal("x", *self.spec.shape, device=self.device)
+        x = self.network.mean + std * seeds.normal("x", self.spec.channels, *size, device=self.device)
         denoise = self._guided(given, guidance, interval)
         walk = solve(
             sampler or self.config.sampler, denoise, x, levels.steps(steps), self.config.churn if churn is None else churn, noise

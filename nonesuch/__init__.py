@@ -30,6 +30,7 @@ _PUBLIC = {
     "classify": "evaluate.likelihood",
     "compare": "evaluate.compare",
     "fit": "train.fit",
+    "from_diffusers": "models.diffusion._diffusers",
     "guided": "core.model",
     "load": "train.device",
     "save": "core.artifact",

@@ -1,5 +1,6 @@
 """Distances between sets of features against closed forms and reference libraries, in float64."""
 
+import importlib
 import json
 import math
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from nonesuch.evaluate import Features, Score, _pairs, frechet_distance, kernel_distance, prdc
+from nonesuch.evaluate import Features, Score, _pairs, frechet, frechet_distance, kernel_distance, prdc
 from nonesuch.evaluate.features import floor_features
-from nonesuch.evaluate.frechet import frechet_gaussians, frechet_sets
+from nonesuch.evaluate.frechet import Side, frechet_gaussians, frechet_sets
 from nonesuch.evaluate.kernel import kernel_sets
 from nonesuch.evaluate.prdc import prdc_sets
 from nonesuch.evaluate.score import bootstrap_counts, bootstrap_mean, keyed
@@ -66,6 +67,42 @@ def test_frechet_with_fewer_images_than_features_is_that_of_the_subspace():
     x, y = draw(20, 4, "x"), draw(9, 4, "y", 0.5)
     wide = np.linalg.qr(draw(50, 50, "wide"))[0][:4]
     assert frechet_sets(x @ wide, y @ wide) == pytest.approx(frechet_sets(x, y), rel=1e-9)
+
+
+def careful(x: Array, y: Array) -> float:
+    """The distance by singular values of the triangular factors, which squares nothing."""
+    means = [z.mean(0, dtype=np.float64) for z in (x, y)]
+    roots = [np.linalg.qr(z - m, mode="r") / math.sqrt(len(z) - 1) for z, m in zip((x, y), means, strict=True)]
+    cross = scipy.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    return np.square(means[0] - means[1]).sum() + sum(np.square(r).sum() for r in roots) - 2 * cross
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("decades", [0, 2, 4, 7, 12])
+def test_frechet_keeps_eight_digits_however_ill_conditioned(decades: int, dtype: type, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(frechet, "BLOCK", 4000)
+    scale = np.logspace(0, -decades, 60)
+    turn, other = (np.linalg.qr(keyed("turn", i).standard_normal((60, 60)))[0] for i in range(2))
+    x, y = (keyed("ill", i).standard_normal((400 + 50 * i, 60)) * scale for i in range(2))
+    pairs = [(x, y), (x @ turn, y @ turn), (x @ turn, y @ other), (x, y[:, ::-1]), (x, 1.01 * x), (x[:30], y), (x[:30], y[:40])]
+    pairs += [(np.c_[x, x[:, :9]], np.c_[y, y[:, :9]]), (np.c_[x, 0 * x], np.c_[y, x[:1] + 0 * y])]
+    for a, b in pairs:
+        a, b = a.astype(dtype), b.astype(dtype)
+        assert frechet_sets(a, b) == pytest.approx(careful(a, b), rel=1e-8)
+
+
+def test_frechet_of_the_same_images_is_zero_to_rounding():
+    x = draw(200, 30, "x")
+    assert frechet_sets(x, x) == pytest.approx(0, abs=1e-11)
+
+
+def test_a_side_of_a_frechet_distance_can_be_kept():
+    x, y, few = draw(300, 12, "x").astype(np.float32), draw(200, 12, "y", 0.3).astype(np.float32), draw(9, 12, "few")
+    side = Side(y)
+    for other in (x, few, Side(x), side.x):
+        assert frechet_sets(other, side) == frechet_sets(other.x if isinstance(other, Side) else other, y)
+    assert side.covariance == pytest.approx(np.cov(y.T.astype(np.float64)), rel=1e-12)
+    assert side.careful.T @ side.careful == pytest.approx(side.covariance, rel=1e-10, abs=1e-12)
 
 
 def test_frechet_equals_torchmetrics():
@@ -144,6 +181,64 @@ def test_prdc_equals_the_naive_loops_in_tiles_of_any_size(tile: int, monkeypatch
     fake, real = draw(50, 4, "x"), draw(40, 4, "x", 0.3)
     for k in (1, 3, 5):
         assert prdc_sets(fake, real, k=k).means() == pytest.approx(naive_prdc(fake, real, k), rel=1e-12)
+
+
+def by_definition(fake: Array, real: Array, k: int) -> list[Array]:
+    """The four decisions from float64 sums of squared differences, pair by pair."""
+
+    def between(a: Array, b: Array) -> Array:
+        return np.stack([np.square(b.astype(np.float64) - row).sum(1) for row in a.astype(np.float64)])
+
+    r, s = (np.partition(between(z, z) + np.diag([np.inf] * len(z)), k - 1, axis=1)[:, k - 1] for z in (real, fake))
+    d2 = between(fake, real)
+    inside = d2 <= r[None]
+    return [inside.any(1), (d2 <= s[:, None]).any(0), inside.sum(1) / k, inside.any(0)]
+
+
+@pytest.mark.parametrize("case", ["plain", "float32", "copies", "collapsed", "far", "one picture", "clusters", "tiny"])
+def test_prdc_decides_as_the_definition_does_where_float32_cannot(case: str):
+    fake, real = draw(230, 9, "fake", 0.2), draw(210, 9, "real")
+    if case == "float32":
+        fake, real = fake.astype(np.float32), real.astype(np.float32)
+    elif case == "copies":  # ties: a sample is at the very distance of the neighbour that it copies
+        fake[:150] = real[:150]
+        real[100:120] = real[100]
+    elif case == "collapsed":
+        fake = real[3] + 1e-7 * fake
+    elif case == "far":
+        fake, real = fake + 1e7, real + 1e7
+    elif case == "one picture":
+        fake[:] = real[3]
+    elif case == "clusters":  # neighbours far nearer than a float32 tile can tell
+        fake, real = (1e-6 * z + 1000 * (np.arange(len(z)) % 3)[:, None] for z in (fake, real))
+    elif case == "tiny":
+        fake, real = 1e-25 * fake, 1e-25 * real
+    for k in (1, 5):
+        found, wanted = prdc_sets(fake, real, k=k), by_definition(fake, real, k)
+        for mine, theirs in zip((found.precise, found.recalled, found.dense, found.covered), wanted, strict=True):
+            assert np.array_equal(mine, theirs)
+
+
+def test_prdc_in_small_tiles_is_the_same():
+    fake, real = draw(230, 9, "fake", 0.2), draw(210, 9, "real")
+    (x,) = _pairs.vectors(real)
+    reach = _pairs.reaches(x, 5)
+    assert np.array_equal(_pairs.reaches(x, 5, side=17, spare=0), reach)
+    y, z = _pairs.vectors(fake, real)
+    whole, parts = (
+        {pair for ((i, j),) in _pairs.within(y, z, reach[None], side=side) for pair in zip(i.tolist(), j.tolist(), strict=True)}
+        for side in (2048, 23)
+    )
+    assert whole == parts
+
+
+@pytest.mark.parametrize("name", ["frechet", "prdc", "optimizer"])
+def test_benchmarks_measure(name: str):
+    sizes = {"frechet": (60, 8), "prdc": (60, 8), "optimizer": (2,)}
+    found = importlib.import_module(f"benchmarks.{name}").measure(1, *sizes[name])
+    ours = [row for key, row in found.items() if key.removeprefix("clipped: ") == "ours"]
+    assert ours[0]["s"] > 0
+    assert any("share" in row for row in found.values())
 
 
 def test_dropped_modes_lower_recall_and_noise_lowers_precision():

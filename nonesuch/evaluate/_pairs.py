@@ -1,8 +1,24 @@
-"""Distances between all pairs of two sets of vectors, in tiles: the memory is bounded whatever the number of images."""
+"""Distances between all pairs of two sets of vectors, in tiles: the memory is bounded whatever the number of images.
+
+`reaches` and `within` decide which vectors lie within which distances. Their tiles are float32, and no decision is left to a
+tile that its rounding could change. With u = 2^-24 and c = (d + 2) u / (1 - (d + 2) u), in whatever order a dot product of d
+terms is summed,
+
+    |float32 tile - |a - b|^2| <= 2 c |a| |b| + 8 u (|a| + |b|)^2                                                     (1)
+
+(Higham 2002, section 3.1), where a and b are from a common centre. A pair whose tile is nearer to its threshold than this
+is decided by the float64 sum of squared differences. The result is that of deciding every pair so.
+
+References:
+| Accuracy and Stability of Numerical Algorithms (Higham, 2002), second edition
+"""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from nonesuch.evaluate.score import Array
 
@@ -52,3 +68,142 @@ def nearest(queries: Array, points: Array, *, k: int = 1, same: bool = False) ->
         kth = first[rows] if k == 1 else np.argpartition(d2, k - 1, axis=1)[:, k - 1]
         distance[rows] = np.sqrt(np.square(queries[rows] - points[kth]).sum(1))
     return distance, first
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors as given (n, d), and in float32 from a centre, divided by a power of two so that no length exceeds 1."""
+
+    given: Array
+    centre: Array
+    scale: float
+    near: torch.Tensor
+    square: Array  # (n,), the lengths' squares, of `near` before it was rounded
+
+    def between(self, mine: np.ndarray, other: "Vectors", theirs: np.ndarray) -> Array:
+        """|a - b|^2 of pairs by index, float64 sums of squared differences: symmetric to the last bit, 0 for a copy."""
+        out = np.empty(len(mine))
+        for rows in slices(len(mine), pieces(self.given)):
+            difference = np.subtract(self.given[mine[rows]], other.given[theirs[rows]], dtype=np.float64)
+            out[rows] = np.square(difference, out=difference).sum(1)
+        return out
+
+    def slack(self, other: "Vectors", unit: float = 2.0**-24) -> Array:
+        """The most by which a tile is off for each vector against any of the other set, Eq. 1; (n,)."""
+        d = len(self.centre)
+        c = (d + 2) * unit / (1 - (d + 2) * unit)
+        a, b = np.sqrt(self.square), np.sqrt(other.square.max())
+        moved = 2.0**-52 * np.linalg.norm(self.centre) / self.scale  # what subtracting the centre may have rounded
+        return (2 * c * a * b + 8 * unit * (a + b) ** 2 + 8 * moved * (a + b + moved) + 1e-30) * self.scale**2
+
+    def exactly(self, which: Any) -> Array:
+        """Some of the vectors from the centre, float64."""
+        return np.subtract(self.given[which], self.centre, dtype=np.float64)
+
+
+def vectors(*sets: Array) -> list[Vectors]:
+    """Sets of vectors ready for tiles, from the mean of the first."""
+    centre = sets[0].mean(0, dtype=np.float64)
+    farthest = max(float(np.abs(limit - centre).max()) for x in sets for limit in (x.min(0), x.max(0)))
+    scale = float(2.0 ** np.ceil(np.log2(farthest * np.sqrt(len(centre))))) if farthest > 0 else 1.0
+    out = []
+    for x in sets:
+        near, square = np.empty(x.shape, dtype=np.float32), np.empty(len(x))
+        for rows in slices(len(x), pieces(x)):
+            part = np.subtract(x[rows], centre, dtype=np.float64)
+            part /= scale
+            near[rows], square[rows] = part, np.einsum("id,id->i", part, part)
+        out.append(Vectors(x, centre, scale, torch.from_numpy(near), square))
+    return out
+
+
+def pieces(x: Array) -> int:
+    """Rows of which a float64 copy stays in a core's own cache."""
+    return max(1, 2**17 // x.shape[1])
+
+
+def tile(a: Vectors, rows: slice, b: Vectors, columns: slice) -> torch.Tensor:
+    """About |a_i - b_j|^2 of a tile, float32, in units of scale^2."""
+    d2 = torch.addmm(torch.from_numpy(b.square[columns].astype(np.float32))[None], a.near[rows], b.near[columns].T, alpha=-2)
+    return d2.add_(torch.from_numpy(a.square[rows].astype(np.float32))[:, None])
+
+
+def slices(n: int, step: int) -> list[slice]:
+    """[0, n) in pieces of `step`."""
+    return [slice(i, min(n, i + step)) for i in range(0, n, step)]
+
+
+def reaches(x: Vectors, k: int, side: int = 2048, spare: int = 8) -> Array:
+    """Squared distance of each vector to its k-th nearest other one, as `between` measures it, (n,).
+
+    Each tile of the upper triangle serves its rows and its columns. The k + spare nearest of the tiles are kept, and of these
+    those that rounding leaves in question are measured; where `spare` are too few, float64 tiles take over.
+    """
+    n = len(x.square)
+    kept = min(n, k + spare)
+    value = torch.full((n, kept), torch.inf)
+    index = torch.zeros((n, kept), dtype=torch.int64)
+
+    def keep(rows: slice, start: int, d2: torch.Tensor) -> None:
+        least, where = d2.topk(min(kept, d2.shape[1]), 1, largest=False, sorted=False)
+        both, found = torch.cat([value[rows], least], 1), torch.cat([index[rows], where + start], 1)
+        value[rows], order = both.topk(kept, 1, largest=False)
+        index[rows] = found.gather(1, order)
+
+    for i, rows in enumerate(all_ := slices(n, side)):
+        for columns in all_[i:]:
+            d2 = tile(x, rows, x, columns)
+            if rows == columns:
+                d2.fill_diagonal_(torch.inf)
+            else:
+                keep(columns, rows.start, d2.t().contiguous())
+            keep(rows, columns.start, d2)
+    near, which = value.double().numpy() * x.scale**2, index.numpy()
+    limit = near[:, k - 1] + 2 * x.slack(x)
+    out = kth(x, np.arange(n), near, which, limit, k)
+    more = np.flatnonzero(near[:, -1] <= limit) if kept < n - 1 else np.empty(0, dtype=np.int64)
+    slack = x.slack(x, 2.0**-53)
+    for part in slices(len(more), max(1, TILE_BYTES // (8 * n))):
+        rows = more[part]
+        near = np.concatenate([squared_distances(x.exactly(rows), x.exactly(columns)) for columns in all_], 1)
+        near[np.arange(len(rows)), rows] = np.inf
+        limit = np.partition(near, k - 1, axis=1)[:, k - 1] + 2 * slack[rows]
+        out[rows] = kth(x, rows, near, np.broadcast_to(np.arange(n), near.shape), limit, k)
+    return out
+
+
+def kth(x: Vectors, rows: np.ndarray, near: Array, which: np.ndarray, limit: Array, k: int) -> Array:
+    """The k-th smallest exact distance of some vectors from those of the vectors `which` that are near enough to matter."""
+    row, column = np.nonzero((near <= limit[:, None]) & np.isfinite(near))
+    measured = np.full(near.shape, np.inf)
+    measured[row, column] = x.between(rows[row], x, which[row, column])
+    return np.partition(measured, k - 1, axis=1)[:, k - 1]
+
+
+def within(a: Vectors, b: Vectors, *limits: Array, side: int = 2048) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], ...]]:
+    """Tile by tile, for each of the limits, the pairs i, j with |a_i - b_j|^2 <= limit as `between` measures it.
+
+    limits: (n, 1) or (1, m) each.
+    """
+    for rows in slices(len(a.square), side):
+        for columns in slices(len(b.square), side):
+            d2 = tile(a, rows, b, columns).numpy()
+            shape = (len(a.square), len(b.square))
+            yield tuple(decided(a, rows, b, columns, d2, np.broadcast_to(one, shape)[rows, columns]) for one in limits)
+
+
+def decided(a: Vectors, rows: slice, b: Vectors, columns: slice, d2: np.ndarray, limit: Array) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of one tile within the limit: by the tile, what it leaves open by float64, what that leaves open by `between`."""
+    slack = a.slack(b)[rows]
+    high = (limit[:1] if limit.strides[0] == 0 else limit[:, :1]) + slack.max()
+    high = np.nextafter((high / a.scale**2).astype(np.float32), np.float32(np.inf))
+    i, j = np.divmod(np.flatnonzero(d2 <= high), d2.shape[1])
+    goal, near = limit[i, j], d2[i, j].astype(np.float64) * a.scale**2
+    inside, unsure = near <= goal - slack[i], np.flatnonzero(near > goal - slack[i])
+    if len(unsure) > d2.size // 50:
+        near = squared_distances(a.exactly(rows), b.exactly(columns))[i, j]
+        finer = a.slack(b, 2.0**-53)[rows][i]
+        inside, unsure = near <= goal - finer, np.flatnonzero(abs(near - goal) <= finer)
+    i, j = i + rows.start, j + columns.start
+    inside[unsure] = a.between(i[unsure], b, j[unsure]) <= goal[unsure]
+    return i[inside], j[inside]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nonesuch.evaluate._pairs import centred, nearest, squared_distances, tiles
+from nonesuch.evaluate._pairs import reaches, vectors, within
 from nonesuch.evaluate.features import Features, comparison, floor_features
 from nonesuch.evaluate.score import Array, Score, bootstrap_mean
 
@@ -42,25 +42,27 @@ class Membership:
 
 
 def prdc_sets(samples: Array, real: Array, *, k: int = 5) -> Membership:
-    """Precision, recall, density and coverage image by image, features (M, d) of samples and (N, d) of real images; float64."""
-    samples, real = np.asarray(samples, dtype=np.float64), np.asarray(real, dtype=np.float64)
+    """Precision, recall, density and coverage image by image, features (M, d) of samples and (N, d) of real images.
+
+    Float32 or float64. Every decision is that of float64 sums of squared differences, whatever decides it (`_pairs`).
+    """
+    samples, real = np.asarray(samples), np.asarray(real)
     if min(len(samples), len(real)) <= k:
         raise ValueError(f"k={k} neighbours need more than {k} images on each side; lower k or give more images.")
-    reach_real, _ = nearest(real, real, k=k, same=True)
-    reach_samples, _ = nearest(samples, samples, k=k, same=True)
-    y, x = centred(samples, real)
-    inside = np.empty(len(y))  # in how many balls of real images does a sample lie
-    recalled, closest = np.zeros(len(x), dtype=bool), np.full(len(x), np.inf)
-    for rows in tiles(len(y), len(x)):
-        d2 = squared_distances(y[rows], x)
-        inside[rows] = (d2 <= np.square(reach_real)[None]).sum(1)
-        recalled |= (d2 <= np.square(reach_samples)[rows, None]).any(0)
-        np.minimum(closest, d2.min(0), out=closest)
+    x, y = vectors(real, samples)
+    reach_real = reaches(x, k)
+    reach_samples = reaches(*vectors(samples), k)  # from their own mean, for they may lie close together far away
+    inside = np.zeros(len(samples))  # in how many balls of real images does a sample lie
+    recalled, covered = np.zeros(len(real)), np.zeros(len(real))
+    for (sample, holds), (_, held) in within(y, x, reach_real[None], reach_samples[:, None]):
+        inside += np.bincount(sample, minlength=len(samples))
+        covered[holds] = 1
+        recalled[held] = 1
     return Membership(
         precise=(inside > 0).astype(np.float64),  # Eq. 1
-        recalled=recalled.astype(np.float64),  # Eq. 2
+        recalled=recalled,  # Eq. 2
         dense=inside / k,  # Eq. 3
-        covered=(closest <= np.square(reach_real)).astype(np.float64),  # Eq. 4
+        covered=covered,  # Eq. 4
     )
 
 

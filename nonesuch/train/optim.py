@@ -37,7 +37,9 @@ class Adam:
             return norm
         scale = (self.recipe.clip / (norm + 1e-8)).clamp(max=1.0) if self.recipe.clip > 0 else torch.ones_like(norm)
         # Not in place: two parameters' gradients may be one tensor (of a sum), or a single number spread out (of a mean).
-        for p, g in zip(self.owned, torch._foreach_mul(list(grads), scale), strict=True):
+        # Times 1 is nothing, and a pass over them; a GPU is not made to wait for the answer.
+        unchanged = scale.device.type == "cpu" and bool(scale == 1)
+        for p, g in zip(self.owned, grads if unchanged else torch._foreach_mul(list(grads), scale), strict=True):
             # A gradient in another memory layout (channels last) is read by the fused step as if it were in the parameter's.
             p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
         self.inner.param_groups[0]["lr"] = self.recipe.lr_at(images) * self.objective.lr_scale

@@ -6,11 +6,13 @@ each is normalised, so the likelihood is exact: no bound, no estimate, no partit
     can         score exactly; draw; complete what follows a known beginning exactly, and other holes approximately; be guided;
                 serve as the prior of tokens of any kind (a line, a picture, a volume)
     cannot      encode, interpolate, or draw all pixels at once: a picture costs as many passes as it has pixels
-    costs       training: one pass for all pixels together; drawing: one position at a time with cached keys and values, so
-                the work of about one pass, but in as many small pieces as there are pixels
+    costs       training: one pass for all pixels together; drawing: one position at a time with cached keys and values, or
+                activations, so the work of about one pass, but in as many small pieces as there are pixels
 
     image_transformer   causal attention over pixels or tokens
+    pixelcnnpp          shifted convolutions in two streams, a U with skips; pictures and lines
     _raster             the order of reading: tokens, and their causal neighbours
+    _shifted, _streams  the convolutions and the two streams of pixelcnnpp, over a picture or pixel by pixel
     _heads              a distribution over levels: categorical, or a discretized mixture of logistics
     _augment            training pictures moved about, with the model told how
 """

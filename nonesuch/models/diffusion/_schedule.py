@@ -1,6 +1,7 @@
 """Noise levels of the variance-exploding process x_t = x + sigma(t) eps, and the three ways to walk or draw them.
 
     time           sigma(t) = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho,  t in [0, 1]    (EDM, Eq. 5)
+                   whose limit for infinite rho is sigma_min^(1 - t) sigma_max^t, uniform in log sigma
     information    v(sigma) = 1/2 log(1 + sigma_data^2 / sigma^2)
     log-normal     log(sigma / sigma_data) ~ N(mean, std^2)                                                        (EDM, table 1)
 
@@ -27,7 +28,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """The range of noise [sigma_min, sigma_max] for data of deviation sigma_data, and the walk's curvature rho."""
+    """The range of noise [sigma_min, sigma_max] for data of deviation sigma_data, and the walk's curvature rho, or math.inf."""
 
     sigma_min: float
     sigma_max: float
@@ -36,11 +37,15 @@ class NoiseLevels:
 
     def sigma(self, t: Tensor) -> Tensor:
         """sigma at t in [0, 1], of t's shape; t = 0 is sigma_min."""
+        if math.isinf(self.rho):
+            return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (low + t * (high - low)) ** self.rho
 
     def time(self, sigma: Tensor) -> Tensor:
         """t of a noise level: the inverse of `sigma`."""
+        if math.isinf(self.rho):
+            return (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (sigma ** (1 / self.rho) - low) / (high - low)
 

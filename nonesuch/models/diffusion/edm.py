@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -79,9 +79,9 @@ PRESETS = {
 
 
 class EDM(Model, Denoiser, Likelihood, Guidable, AnySize):
-    """Diffusion with EDM's preconditioning. Options of sampling: steps, sampler ("heun", "dpmpp_2m", "euler"), churn (S_churn,
-    heun only), guidance (scale; 1 is none) and interval (t, t), where guidance acts. `log_prob` methods: "bound", "ode" (one
-    Hutchinson probe a draw) and "ode-exact" (a backward pass a dimension).
+    """Diffusion with EDM's preconditioning. Options of sampling: steps, sampler (a name in _samplers.py), rho (of the walk;
+    math.inf: uniform in log sigma), churn (S_churn, heun only), guidance (scale; 1 is none) and interval (t, t), where guidance
+    acts. `log_prob` methods: "bound", "ode" (one Hutchinson probe a draw) and "ode-exact" (a backward pass a dimension).
     """
 
     card = Card(
@@ -172,11 +172,14 @@ class EDM(Model, Denoiser, Likelihood, Guidable, AnySize):
 
     def _sample_steps(
         self, given: Given, seeds: Seeds, size: tuple[int, ...], *, steps: int | None = None, sampler: str | None = None,
-        churn: float | None = None, guidance: float = 1.0, interval: tuple[float, float] = (0.0, 1.0),
+        rho: float | None = None, churn: float | None = None, guidance: float = 1.0, interval: tuple[float, float] = (0.0, 1.0),
     ) -> Iterator[Step]:  # fmt: skip
         levels, steps = self.levels, self.config.steps if steps is None else steps
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps must be a whole number, at least 1, not {steps!r}.")
+        walk_of = levels if rho is None else replace(levels, rho=rho)
+        if not walk_of.rho > 0:
+            raise ValueError(f"rho must be above 0, and math.inf for noise levels uniform in log sigma, not {rho!r}.")
 
         def noise(i: int) -> Tensor:
             return seeds.normal("churn", self.spec.channels, *size, step=i, device=self.device)
@@ -184,9 +187,8 @@ class EDM(Model, Denoiser, Likelihood, Guidable, AnySize):
         std = (self.network.variance + levels.sigma_max**2).sqrt()
         x = self.network.mean + std * seeds.normal("x", self.spec.channels, *size, device=self.device)
         denoise = self._guided(given, guidance, interval)
-        walk = solve(
-            sampler or self.config.sampler, denoise, x, levels.steps(steps), self.config.churn if churn is None else churn, noise
-        )
+        churn = self.config.churn if churn is None else churn
+        walk = solve(sampler or self.config.sampler, denoise, x, walk_of.steps(steps), churn, noise)
         for i, x in enumerate(walk, 1):
             shown = x if self.spec.kind == "continuous" else x.clamp(-1, 1)
             yield Step(i, steps, self.spec.snap(x) if i == steps else shown)
@@ -197,7 +199,7 @@ class EDM(Model, Denoiser, Likelihood, Guidable, AnySize):
         both = given + self.schema.missing(len(given)).to(self.device)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            if scale == 1 or not self.schema or not low < sigma <= high:
+            if scale == 1 or not self.schema or not low < sigma / (1 + 1e-9) <= high:  # a walk's ends are rounded
                 return self._denoise(x, x.new_full((len(x),), sigma), given)
             conditional, unconditional = self._denoise(torch.cat([x, x]), x.new_full((2 * len(x),), sigma), both).chunk(2)
             return unconditional + scale * (conditional - unconditional)

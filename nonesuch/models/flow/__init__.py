@@ -8,10 +8,13 @@ than a diffusion model's.
 Training, scoring and sampling each cost one pass of the networks; the inverse is analytic.
 
     nsf.py          neural spline flow: multi-scale couplings by rational-quadratic splines, variational dequantization
+    glow.py         Glow: ActNorm, invertible 1x1 convolutions in LU form, affine couplings, learned priors at each scale
     _coupling.py    squeeze, ActNorm, couplings and the multi-scale flow
+    _affine.py      Glow's steps and multi-scale flow
     _spline.py      the rational-quadratic spline
     _marginal.py    each pixel's own distribution function, the first bijection
     _dequantize.py  the learned density inside a cell of the grid, and the bound
+    _pixels.py      pictures on a grid as points of the line, and back
 """
 
 DEFAULT = "nsf"  # what the family's name alone means

@@ -1,0 +1,180 @@
+"""A DDPM with the weights of a folder that diffusers wrote: its `UNet2DModel` is the paper's network under other names.
+
+    theirs, ours          conv_in enter; down_blocks.i.resnets.j down.i.blocks.j; attentions.j attention.j; downsamplers.0 leave
+    to_q, to_k, to_v      one matrix of three, stacked
+    cosines before sines  (flip_sin_to_cos) the columns of the first layer of time, exchanged by halves
+
+Read are `config.json` and `diffusion_pytorch_model.safetensors`, in the folder itself or in its `unet`, and a pipeline's
+`scheduler/scheduler_config.json` if there is one. Tensors are renamed and nothing is run; weights in pickles are refused.
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho, Jain, Abbeel, 2020) arXiv:2006.11239
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nonesuch.core.given import Schema
+from nonesuch.core.image import ImageSpec
+from nonesuch.models.diffusion.ddpm import DDPM, Config
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+_MAX_CONFIG_BYTES = 1 << 20
+
+# What a setting must be, or may be; the others of `_TAKEN` are read. A setting in neither is refused by name.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "center_input_sample": (False,), "time_embedding_type": ("positional",), "time_embedding_dim": (None,),
+    "mid_block_type": ("UNetMidBlock2D",), "mid_block_scale_factor": (1,), "downsample_type": ("conv",),
+    "upsample_type": ("conv",), "act_fn": ("silu", "swish"), "resnet_time_scale_shift": ("default",), "add_attention": (True,),
+    "class_embed_type": (None,), "num_class_embeds": (None,), "downsample_padding": (0, 1),
+}  # fmt: skip
+_TAKEN = {
+    "sample_size", "in_channels", "out_channels", "freq_shift", "flip_sin_to_cos", "down_block_types", "up_block_types",
+    "block_out_channels", "layers_per_block", "dropout", "attention_head_dim", "norm_num_groups", "attn_norm_num_groups",
+    "norm_eps", "num_train_timesteps",
+}  # fmt: skip
+# What diffusers takes for a setting that a config.json, written by an older one, does not have.
+_DEFAULTS = {
+    "freq_shift": 0, "flip_sin_to_cos": True, "layers_per_block": 2, "attention_head_dim": 8, "norm_num_groups": 32,
+    "norm_eps": 1e-5, "dropout": 0.0, "downsample_padding": 1, "in_channels": 3, "out_channels": 3,
+    "down_block_types": ("DownBlock2D", *("AttnDownBlock2D",) * 3), "up_block_types": (*("AttnUpBlock2D",) * 3, "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+}  # fmt: skip
+_SCHEDULE: dict[str, tuple[Any, ...]] = {
+    "beta_schedule": ("linear",), "trained_betas": (None,), "prediction_type": ("epsilon",), "rescale_betas_zero_snr": (False,),
+}  # fmt: skip
+
+
+def from_diffusers(path: str | Path) -> DDPM:
+    """The model of a folder that diffusers wrote, for 8-bit images, unconditional.
+
+    path: a folder of a `UNet2DModel`, or of a pipeline that has one. Raises ValueError, by name, for a setting that DDPM does not
+    have, and for a folder that lacks the config or has its weights in a pickle.
+    """
+    folder = Path(path)
+    inner = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    about = _DEFAULTS | _settings(inner / "config.json")
+    if not (inner / WEIGHTS).is_file():
+        pickles = sorted(f.name for f in inner.glob("*.bin"))
+        why = f"; {pickles[0]} is a pickle, which is never read: save it again with safetensors" if pickles else ""
+        raise ValueError(f"there is no file {inner / WEIGHTS}{why}.")
+    config = _config(about, _schedule(folder))
+    side = about.get("sample_size")
+    if not isinstance(side, (int, list, tuple)):
+        raise ValueError("its sample_size is not given, and a model needs the size of its images; write it into config.json.")
+    size = (side, side) if isinstance(side, int) else tuple(side)
+    model = DDPM(config, ImageSpec(about["in_channels"], size), Schema())
+    tensors = _read(inner / WEIGHTS)
+    state = _renamed(tensors, bool(about["flip_sin_to_cos"]))
+    wanted = {k: v for k, v in model.state_dict().items() if k != "images_seen"}
+    odd = sorted(set(wanted) ^ set(state)) or sorted(k for k in wanted if wanted[k].shape != state[k].shape)
+    if odd:
+        raise ValueError(f"{inner / WEIGHTS} does not hold the network of its config.json: {odd[0]} is missing or differs.")
+    model.load_state_dict(state, strict=False)
+    model.images_seen.fill_(1)  # fitted, elsewhere; how long is not written down
+    return model
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """The settings of a network's config.json, each known."""
+    about = _json(file)
+    if (kind := about.get("_class_name", "UNet2DModel")) != "UNet2DModel":
+        raise ValueError(f"{file} describes a {kind}; a DDPM is a UNet2DModel.")
+    found = {k: v for k, v in about.items() if not k.startswith("_")}
+    for name, value in found.items():
+        if name in _FIXED and value not in _FIXED[name]:
+            raise ValueError(f"{file} has {name} = {value!r}, which DDPM's network does not have; it takes {_FIXED[name]}.")
+        if name not in _FIXED and name not in _TAKEN:
+            raise ValueError(f"{file} has a setting {name!r} that is not known here, so its network cannot be built.")
+    return found
+
+
+def _config(about: Mapping[str, Any], noise: Mapping[str, Any]) -> Config:
+    channels, groups = tuple(about["block_out_channels"]), about["norm_num_groups"]
+    down, up = tuple(about["down_block_types"]), tuple(about["up_block_types"])
+    attends = {"DownBlock2D": False, "AttnDownBlock2D": True, "UpBlock2D": False, "AttnUpBlock2D": True}
+    for block in (*down, *up):
+        if block not in attends:
+            raise ValueError(f"it has a block of type {block!r}, which DDPM's network does not have.")
+    attention = tuple(attends[b] for b in down)
+    if attention != tuple(attends[b] for b in reversed(up)):
+        raise ValueError(f"down_block_types {down} and up_block_types {up} attend at different resolutions; DDPM's do not.")
+    if any(c % channels[0] for c in channels):
+        raise ValueError(f"block_out_channels {channels} are not multiples of the first, which DDPM's are.")
+    if about.get("attn_norm_num_groups") not in (None, groups) or about["in_channels"] != about["out_channels"]:
+        raise ValueError("attn_norm_num_groups must be norm_num_groups, and out_channels in_channels, as DDPM has them.")
+    return Config(
+        base=channels[0], mults=tuple(c // channels[0] for c in channels), attention=attention, blocks=about["layers_per_block"],
+        groups=groups, head_dim=about["attention_head_dim"] or 0, eps=about["norm_eps"], dropout=about["dropout"],
+        pad_both=about["downsample_padding"] == 1, frequency_shift=about["freq_shift"], **noise,
+    )  # fmt: skip
+
+
+def _schedule(folder: Path) -> dict[str, Any]:
+    """The noise of a pipeline's scheduler; the paper's where none is written down."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return {}
+    about = _json(file)
+    for name, fit in _SCHEDULE.items():
+        if about.get(name, fit[0]) not in fit:
+            raise ValueError(f"{file} has {name} = {about[name]!r}; DDPM takes {fit}.")
+    names = {"num_train_timesteps": "timesteps", "beta_start": "beta_first", "beta_end": "beta_last"}
+    return {ours: about[theirs] for theirs, ours in names.items() if theirs in about}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file() or file.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ValueError(f"there is no file {file}, or it is no config; give the folder that diffusers' save_pretrained wrote.")
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}.") from None
+    if not isinstance(about, dict):
+        raise ValueError(f"{file} is not a table of settings.")
+    return about
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), "pt") as opened:
+            return {k: opened.get_tensor(k).float() for k in opened.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read as a safetensors file: {error}.") from None
+
+
+_NAMES = [
+    (r"^time_embedding\.linear_", "time"), (r"^conv_in\.", "enter."), (r"^conv_norm_out\.", "norm."), (r"^conv_out\.", "leave."),
+    (r"^down_blocks\.", "down."), (r"^up_blocks\.", "up."), (r"^mid_block\.", "middle."),
+    (r"\.(?:downsamplers|upsamplers)\.0\.(?:conv|Conv2d_0)\.", ".leave."), (r"\.resnets\.", ".blocks."),
+    (r"\.attentions\.", ".attention."), (r"\.time_emb_proj\.", ".time."), (r"\.conv_shortcut\.", ".skip."),
+    (r"\.group_norm\.", ".norm."), (r"\.(?:to_out\.0|proj_attn)\.", ".out."), (r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."),
+    (r"\.value\.", ".to_v."),
+]  # fmt: skip
+
+
+def _renamed(theirs: Mapping[str, Tensor], cosines_first: bool) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, tensor in theirs.items():
+        for pattern, word in _NAMES:
+            name = re.sub(pattern, word, name)
+        state[f"unet.{name}"] = tensor.flatten(1) if ".attention." in name and tensor.dim() == 4 else tensor  # 1 x 1 convolutions
+    for name in [n for n in state if ".to_q." in n]:
+        three = [name.replace(".to_q.", f".to_{c}.") for c in "qkv"]
+        if all(n in state for n in three):
+            state[name.replace(".to_q.", ".qkv.")] = torch.cat([state.pop(n) for n in three])
+    first = state.get("unet.time1.weight")
+    if cosines_first and first is not None:
+        half = first.shape[1] // 2
+        state["unet.time1.weight"] = torch.cat([first[:, half : 2 * half], first[:, :half], first[:, 2 * half :]], 1)
+    return state

@@ -1,0 +1,231 @@
+"""DDPM: an image drowned in noise over a thousand small steps, and a network that says what noise was added.
+
+    q(x_k | x_{k-1}) = N(sqrt(1 - beta_k) x_{k-1}, beta_k),        k = 1, ..., T,        x_T ~ N(0, 1)               (Eq. 2)
+
+The network predicts eps of x_k = sqrt(abar_k) x + sqrt(1 - abar_k) eps, and is trained by plain regression at uniform k,
+L_simple = E||eps - eps(x_k, k)||^2 (Eq. 14). From it xhat = (x_k - sqrt(1 - abar_k) eps) / sqrt(abar_k), and the way back is
+
+    x_j = sqrt(abar_j) xhat + sqrt(1 - abar_j - s^2) eps + s z,    s^2 = eta^2 (1 - abar_j)/(1 - abar_k) (1 - abar_k/abar_j)  (1)
+
+from any step k to any earlier j (DDIM, Eq. 12 and 16): eta = 1 over all T steps is the paper's ancestral sampling (Eq. 11, the
+variance of q), eta = 0 is deterministic and needs few steps. The likelihood is the paper's bound L (Eq. 5): the prior's term,
+T - 1 Gaussian terms of which some are drawn (_betas.py, Eq. 1), and a decoder on the grid of levels (Eq. 13).
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho, Jain, Abbeel, 2020) arXiv:2006.11239
+    Denoising Diffusion Implicit Models (Song, Meng, Ermon, 2020) arXiv:2010.02502
+    Classifier-Free Diffusion Guidance (Ho, Salimans, 2022) arXiv:2207.12598
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from nonesuch.core.card import Card, Preset
+from nonesuch.core.given import Given, Schema
+from nonesuch.core.image import ImageSpec
+from nonesuch.core.model import Denoiser, Guidable, Likelihood, LogProb, Model, Step
+from nonesuch.core.objective import Batch, Objective, Terms
+from nonesuch.core.seeds import Seeds
+from nonesuch.models.diffusion import _likelihood as likelihood
+from nonesuch.models.diffusion._betas import Betas
+from nonesuch.models.diffusion._ddpm_unet import Form, PublishedUNet
+
+_CALL_VALUES = 1 << 17  # values of x that one evaluation of the bound takes
+
+
+@dataclass(frozen=True)
+class Config:
+    """The network, the noise, and the defaults of sampling and scoring; as they stand here, the paper's for CIFAR-10."""
+
+    base: int = 128  # channels at full resolution
+    mults: tuple[int, ...] = (1, 2, 2, 2)  # channels of each resolution, in multiples of base
+    attention: tuple[bool, ...] = (False, True, False, False)  # whether a resolution has attention; the middle always does
+    blocks: int = 2  # residual blocks a resolution downwards; upwards one more
+    groups: int = 32  # of the normalisation; divides every number of channels
+    head_dim: int = 0  # channels of an attention head; 0: one head
+    eps: float = 1e-6  # of the normalisation
+    pad_both: bool = False  # strided convolutions pad both sides, not the far one alone
+    frequency_shift: int = 1  # of the embedding of time: 1 reaches the lowest frequency, 0 stops before it
+    dropout: float = 0.1
+    timesteps: int = 1000
+    beta_first: float = 1e-4
+    beta_last: float = 0.02
+    clip: bool = True  # keep xhat of ordinal images within [-1, 1] in sampling and in the bound
+    sampler: str = "ddim"  # or "ancestral"
+    steps: int = 50  # of ddim; the ancestral sampler takes all timesteps unless told otherwise
+    strata: int = 32  # terms of the bound drawn an image
+
+
+PRESETS = {
+    "tiny":    Preset({"base": 8, "mults": (1, 2), "attention": (False, False), "blocks": 1, "groups": 4, "dropout": 0.0,
+                       "steps": 12, "strata": 4}),
+    "small":   Preset({"base": 64, "mults": (1, 2), "attention": (False, True), "blocks": 2},
+                      {"batch": 128, "lr": 5e-4}, up_to_px=16),
+    "cifar10": Preset({}, {"batch": 128, "lr": 2e-4}, up_to_px=32),
+}  # fmt: skip
+
+
+class DDPM(Model, Denoiser, Likelihood, Guidable):
+    """Diffusion in discrete steps that predicts the noise. Options of sampling: steps, sampler ("ddim", "ancestral"), guidance
+    (scale; 1 is none). `log_prob` has one method, "bound". Raises ValueError for images that are not flat pictures of numbers,
+    or whose sides the resolutions cannot halve.
+    """
+
+    card = Card(
+        title="Denoising Diffusion Probabilistic Models",
+        authors="Ho, Jonathan and Jain, Ajay and Abbeel, Pieter",
+        year=2020, arxiv="2006.11239", venue="Advances in Neural Information Processing Systems",
+        summary="a network that says what noise was added, over a thousand small steps",
+    )  # fmt: skip
+    Config = Config
+    presets = PRESETS
+    config: Config
+
+    def __init__(self, config: Config, spec: ImageSpec, schema: Schema) -> None:
+        super().__init__(config, spec, schema)
+        c, cell = config, 2 ** (len(config.mults) - 1)
+        if spec.kind == "categorical":
+            raise ValueError("DDPM adds Gaussian noise, which categorical images do not take; use an autoregressive model.")
+        if spec.axes != "hw":
+            raise ValueError(f"DDPM's network is for flat images (axes 'hw'), not {spec.axes!r}; diffusion/edm takes any.")
+        if any(s % cell for s in spec.size):
+            raise ValueError(
+                f"{len(c.mults)} resolutions need sides that are multiples of {cell}, not {spec.size}; "
+                "resize or pad the images, take fewer mults, or use diffusion/edm."
+            )
+        if len(c.mults) != len(c.attention):
+            raise ValueError(f"mults and attention need one entry a resolution; got {c.mults} and {c.attention}.")
+        if any(c.base * m % (unit or 1) for m in c.mults for unit in (c.groups, c.head_dim)) or c.base < 4:
+            raise ValueError(f"base * mults must be multiples of groups and head_dim; got {c}.")
+        self.betas = Betas(c.timesteps, c.beta_first, c.beta_last)
+        form = Form(c.groups, c.eps, c.head_dim, c.pad_both, c.frequency_shift, c.dropout)
+        self.unet = PublishedUNet(spec.channels, c.base, c.mults, c.blocks, c.attention, schema, form)
+
+    def noise_of(self, x_k: Tensor, k: Tensor, given: Given, keys: Seeds | None = None) -> Tensor:
+        """eps(x_k, k) (B, C, H, W) in float32, at steps k (B,) in [0, T]; keys for dropout in training."""
+        timestep = (k.float() - 1).clamp_min(0).to(x_k.device)
+        return self.unet(x_k, timestep, given, keys, self.compute_dtype)
+
+    # -- learning ----------------------------------------------------------------------------------------------------------------
+
+    def objectives(self) -> list[Objective]:
+        return [Objective("denoiser", list(self.parameters()), self._terms)]
+
+    def _terms(self, batch: Batch) -> Terms:
+        x = batch.x
+        u = (batch.first.uniform("timestep").double() + torch.tensor(batch.rows) / batch.size) % 1  # stratified over the batch
+        k = 1 + (u * self.config.timesteps).long().clamp(max=self.config.timesteps - 1)
+        eps = batch.keys.normal("noise", *x.shape[1:], device=x.device)
+        alpha, sigma = self._scales(k, x)
+        found = self.noise_of(alpha * x + sigma * eps, k, batch.given, batch.keys)
+        return Terms({"squared_error": ((eps - found) ** 2).mean()})  # Eq. 14
+
+    def _scales(self, k: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_k) and sqrt(1 - abar_k), shaped to multiply images like x."""
+        alpha, sigma = (v.to(x.device, x.dtype).view(-1, 1, 1, 1) for v in self.betas.scales(k.cpu()))
+        return alpha, sigma
+
+    # -- denoising and sampling --------------------------------------------------------------------------------------------------
+
+    def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.betas.scales(t * self.config.timesteps)
+        return alpha.to(t.dtype), sigma.to(t.dtype)
+
+    def denoise(self, x_t: Tensor, t: Tensor, given: Given | None = None) -> Tensor:
+        """E[x | x_t] (B, C, H, W) of x_t = alpha_t x + sigma_t eps; t (B,) in [0, 1], and t T may lie between two steps."""
+        k, given = t * self.config.timesteps, given or self.schema.missing(len(x_t)).to(x_t.device)
+        alpha, sigma = self._scales(k.detach(), x_t)
+        return (x_t - sigma * self.noise_of(x_t, k, given)) / alpha
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        return x.clamp(-1, 1) if self.config.clip and self.spec.kind == "ordinal" else x
+
+    def _sample_steps(
+        self, given: Given, seeds: Seeds, size: tuple[int, ...], *, steps: int | None = None, sampler: str | None = None,
+        guidance: float = 1.0,
+    ) -> Iterator[Step]:  # fmt: skip
+        last, sampler = self.config.timesteps, sampler or self.config.sampler
+        if sampler not in ("ddim", "ancestral"):
+            raise ValueError(f"DDPM has no sampler {sampler!r}; choose ddim or ancestral.")
+        steps = steps if steps is not None else last if sampler == "ancestral" else min(last, self.config.steps)
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= last:
+            raise ValueError(f"steps must be a whole number from 1 to {last}, not {steps!r}.")
+        walk = [round(last * i / steps) for i in range(steps, -1, -1)]
+        eta = float(sampler == "ancestral")
+        x = seeds.normal("x", *self.spec.shape, device=self.device)
+        for i, (k, j) in enumerate(pairwise(walk), 1):
+            (alpha, sigma), (alpha_j, sigma_j) = (map(float, self.betas.scales(torch.tensor(v))) for v in (k, j))
+            eps = self._guided(x, k, given, guidance)
+            image = self._clipped((x - sigma * eps) / alpha)
+            eps = (x - alpha * image) / sigma
+            s2 = eta * (sigma_j / sigma) ** 2 * (1 - (alpha / alpha_j) ** 2)  # Eq. 1
+            x = alpha_j * image + max(0.0, sigma_j**2 - s2) ** 0.5 * eps
+            if s2:
+                x = x + s2**0.5 * seeds.normal("step", *self.spec.shape, step=k, device=self.device)
+            shown = image if self.spec.kind == "continuous" else image.clamp(-1, 1)
+            yield Step(i, steps, self.spec.snap(shown) if i == steps else shown)
+
+    def _guided(self, x: Tensor, k: int, given: Given, scale: float) -> Tensor:
+        steps = torch.full((len(x),), k)
+        if scale == 1 or not self.schema:
+            return self.noise_of(x, steps, given)
+        both = given + self.schema.missing(len(given)).to(self.device)
+        conditional, unconditional = self.noise_of(torch.cat([x, x]), steps.repeat(2), both).chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    # -- likelihood --------------------------------------------------------------------------------------------------------------
+
+    def _log_prob(self, x: Tensor, given: Given, *, method: str | None, samples: int, seeds: Seeds) -> LogProb:
+        if method not in (None, "bound"):
+            raise ValueError(f"DDPM has no likelihood {method!r}; its one method is bound.")
+        alpha, sigma = self.betas.scales(torch.tensor(self.config.timesteps))
+        prior = likelihood.prior_kl(alpha.float() * x, float(sigma), x.new_zeros(()), x.new_ones(()))  # L_T
+        decoder = torch.stack([self._decoder(x, given, seeds, i) for i in range(samples)]).mean(0)  # -L_0
+        return LogProb(decoder - self._middle(x, given, self.config.strata * samples, seeds) - prior, "bound")
+
+    def _middle(self, x: Tensor, given: Given, draws: int, seeds: Seeds) -> Tensor:
+        """An unbiased estimate (B,) of the T - 1 Gaussian terms of the bound, k stratified by what its term may cost."""
+        n, shares = len(x), self.betas.shares
+        cdf, shift = shares.cumsum(0), seeds.uniform("bound/timestep", device="cpu").double()
+        total, together = x.new_zeros(n, dtype=torch.float64), max(1, min(draws, _CALL_VALUES // max(1, x.numel())))
+        for start in range(0, draws, together):
+            part = range(start, min(draws, start + together))
+            u = torch.cat([(i + shift) / draws for i in part])
+            place = torch.searchsorted(cdf, u).clamp(max=len(shares) - 1)
+            eps = torch.cat([seeds.normal("bound/noise", *x.shape[1:], step=i, device=x.device) for i in part])
+            conditions = given[torch.arange(n, device=self.device).repeat(len(part))]
+            error = (self._estimate(x.repeat(len(part), 1, 1, 1), place + 2, eps, conditions)[0]).double() ** 2
+            factor = (self.betas.weights / shares)[place].to(x.device)  # _betas.py, Eq. 1
+            total += (factor * error.flatten(1).sum(1)).view(len(part), n).sum(0)
+        return (total / draws).to(x.dtype)
+
+    def _estimate(self, x: Tensor, k: Tensor, eps: Tensor, given: Given) -> tuple[Tensor, Tensor]:
+        """x - xhat and xhat, from x spoiled to step k (B,) with noise eps."""
+        alpha, sigma = self._scales(k, x)
+        x_k = alpha * x + sigma * eps
+        found = self._clipped((x_k - sigma * self.noise_of(x_k, k, given)) / alpha)
+        return x - found, found
+
+    def _decoder(self, x: Tensor, given: Given, seeds: Seeds, draw: int) -> Tensor:
+        """log P(x | x_1) (B,): the normal's mass between the levels, whose outermost are open (Eq. 13); or its density."""
+        eps, std = seeds.normal("decoder/noise", *x.shape[1:], step=draw, device=x.device), self.betas.decoder_std
+        _, mean = self._estimate(x, torch.ones(len(x), dtype=torch.int64), eps, given)
+        if self.spec.levels is None:
+            return likelihood.normal_log_prob(x, mean, std**2)
+        away, half = (x - mean).double(), self.spec.step / 2
+        low, high = (away - half) / std, (away + half) / std
+        flip = low > 0  # where both are large, so that neither mass rounds to 1
+        low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+        levels = self.spec.to_levels(x)
+        outer = torch.where(flip, levels == self.spec.levels - 1, levels == 0)  # the lower end is open
+        upper = torch.where(flip, levels == 0, levels == self.spec.levels - 1)
+        high = torch.where(upper, torch.inf, high)
+        low = torch.where(outer, -torch.inf, low)
+        top, bottom = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
+        return likelihood.per_image(top + torch.log1p(-torch.exp(bottom - top))).to(x.dtype)

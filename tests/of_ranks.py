@@ -73,13 +73,13 @@ def float64() -> Iterator[None]:
     """Whatever says float() for "at least float32" gets float64."""
     plain, inside = Tensor.float, loader._inside
     torch.set_default_dtype(torch.float64)
-    Tensor.float = Tensor.double  # type: ignore[method-assign]
+    Tensor.float = Tensor.double  # type: ignore[method-assign]  # the patch is the point, undone below
     loader._inside = lambda k, spec: spec.from_levels(k)
     try:
         yield
     finally:
         torch.set_default_dtype(torch.float32)
-        Tensor.float = plain  # type: ignore[method-assign]
+        Tensor.float = plain  # type: ignore[method-assign]  # the original again
         loader._inside = inside
 
 
@@ -234,7 +234,7 @@ def train(folder: Path, victim: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(run)
 
-    Run.step = dying  # type: ignore[method-assign]
+    Run.step = dying  # type: ignore[method-assign]  # this process exists to die
     words = "fit vae digits --given label --preset tiny --budget 2304 --set recipe.batch=64 --precision fp32 --out".split()
     code = main([*words, str(folder / "run")])
     if not code and not first:

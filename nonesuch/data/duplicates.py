@@ -73,7 +73,7 @@ def print_of(values: np.ndarray) -> Print:
     mean, deviation = float(small.mean()), float(small.std())
     shape = ((small - mean) / (deviation or 1)).astype(np.float16).ravel()
     tint = tuple(float(m - means.mean()) for m in means) if colours else (0.0, 0.0, 0.0)
-    return Print(digest(values), shape, mean, deviation, tint, min(height, width))  # type: ignore[arg-type]
+    return Print(digest(values), shape, mean, deviation, tint, min(height, width))  # type: ignore[arg-type]  # numpy scalars
 
 
 def same(digests: Sequence[str]) -> list[list[int]]:

@@ -130,7 +130,7 @@ def _head(file: BinaryIO) -> Head:
         return _said(file, None)
     opened, names = _members(file)
     with opened, opened.open(_main(names)) as member:
-        return _said(member, _axes(opened, names))  # type: ignore[arg-type]
+        return _said(member, _axes(opened, names))  # type: ignore[arg-type]  # a zip member reads as a file
 
 
 def _bare(file: BinaryIO) -> bool:
@@ -147,7 +147,7 @@ def _read(file: BinaryIO) -> Picture:
         axes = _axes(opened, names)
         spacing = tuple(map(float, _small(opened, names["spacing"]))) if axes and "spacing" in names else None
         with opened.open(_main(names)) as member:
-            return _picture(_array(member), axes, spacing)  # type: ignore[arg-type]
+            return _picture(_array(member), axes, spacing)  # type: ignore[arg-type]  # a zip member reads as a file
 
 
 def _picture(values: np.ndarray, axes: str | None, spacing: tuple[float, ...] | None) -> Picture:

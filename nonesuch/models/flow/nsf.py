@@ -35,8 +35,9 @@ from nonesuch.core.model import Encoder, Likelihood, LogProb, Model, Step
 from nonesuch.core.objective import Batch, Objective, Terms
 from nonesuch.core.seeds import Seeds
 from nonesuch.models.flow._coupling import Conditioner, DenseConditioner, MultiScale, Networks
-from nonesuch.models.flow._dequantize import Dequantizer, into_cell
+from nonesuch.models.flow._dequantize import Dequantizer
 from nonesuch.models.flow._marginal import Histogram
+from nonesuch.models.flow._pixels import into_cells, out_of_cells
 from nonesuch.models.flow._spline import Spline
 from nonesuch.nn.embed import GivenEmbedding
 
@@ -149,15 +150,7 @@ class NSF(Model, Likelihood, Encoder):
         n = len(x)
         if self.spec.levels is None:
             return x.reshape(n, *self.whole).float(), torch.zeros(n, device=x.device)
-        low, length = self.histogram.cells(self.spec.to_levels(x).view(n, *self.whole), self.histogram.rows(given, n), own)
-        low, length = low.view(n, *self.whole), length.view(n, *self.whole)
-        middle = into_cell(torch.zeros_like(low), low, length).float()
-        noise = keys.normal("dequantize", *self.whole, step=step, device=x.device)
-        w, log_det = self.dequantizer(torch.cat([x.view(n, *self.whole), middle], 1), noise, c, dtype, masks)
-        z = into_cell(w, low, length)
-        # log(m N(w) / N(z_0)) - log N(noise) + log |dw/dnoise|: the constants of two normals cancel (Eq. 2 of _dequantize).
-        volume = (length.log() + (z.square() - w.double().square() + noise.double().square()) / 2).flatten(1).sum(1)
-        return z.float(), volume + log_det
+        return into_cells(x, self.whole, self.spec, self.histogram, self.dequantizer, given, c, keys, step, dtype, masks, own)
 
     def _density(self, z: Tensor, c: Tensor, dtype: torch.dtype, masks: Tensor | None = None) -> Tensor:
         """log p(z_0) (B,), without the constant of the normal when it cancels (Eq. 1)."""
@@ -194,11 +187,7 @@ class NSF(Model, Likelihood, Encoder):
         x = self.flow.inverse(z, self.embed(given, n, self.device), torch.float32)
         if self.spec.levels is None:
             return x.view(n, *self.spec.shape)
-        k, u = self.histogram.find(torch.special.ndtr(x.double()).flatten(2), self.histogram.rows(given, n))
-        # Within half a step of the level, and within [-1, 1] at the ends: spec.snap gives the level back, and there is a slope.
-        first, last = k == 0, k == self.spec.levels - 1
-        off = torch.where(first, u / 2, torch.where(last, (u - 1) / 2, u - 0.5)) * (1 - 1e-4)
-        return ((k + off) * self.spec.step - 1).float().view(n, *self.spec.shape)
+        return out_of_cells(x, self.spec, self.histogram, given)
 
     def _sample_steps(
         self, given: Given, seeds: Seeds, size: tuple[int, ...], *, temperature: float = 1.0, **options: Any

@@ -2,12 +2,82 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+
+
+def arguments(
+    about: str | None, rounds: int = 7, more: Callable[[argparse.ArgumentParser], object] | None = None
+) -> argparse.Namespace:
+    """What every benchmark is asked by: --rounds, --threads, --json, and what `more` adds; the process is pinned to its cores."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often each contestant has its turn")
+    parser.add_argument("--threads", type=int, default=2, help="cores to be pinned to, a thread each")
+    parser.add_argument("--json", action="store_true", help="one object a line instead of the table")
+    if more:
+        more(parser)
+    asked, _ = parser.parse_known_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked.threads])
+    torch.set_num_threads(asked.threads)
+    return asked
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measured row: rates in `unit`, ours first, and how many times each contestant's rate ours is."""
+
+    row: str
+    unit: str
+    rates: dict[str, float]
+    ours_is_times: dict[str, float]
+    limit: float | None = None  # what the hardware allows, in the same unit, measured in the same rounds
+    note: str = ""
+
+    @property
+    def share(self) -> float | None:
+        """Of the limit, what ours reaches."""
+        return None if self.limit is None else next(iter(self.rates.values())) / self.limit
+
+    def show(self, as_json: bool) -> None:
+        if as_json:
+            print(json.dumps({**asdict(self), "share": self.share}), flush=True)
+            return
+        print(self.row)
+        for name, rate in self.rates.items():
+            print(f"  {name:36}{rate:>12.4g} {self.unit}   ours is {self.ours_is_times[name]:7.2f} x")
+        if self.share is not None:
+            print(f"  {'limit':36}{self.limit:>12.4g} {self.unit}   ours reaches {100 * self.share:.0f} %")
+        if self.note:
+            print(f"  {self.note}", flush=True)
+
+
+def race(
+    row: str, unit: str, contestants: dict[str, tuple[float, Callable[[], object]]], rounds: int,
+    limit: tuple[float, Callable[[], object]] | None = None, note: str = "",
+) -> Line:  # fmt: skip
+    """By turns, contestants {name: (amount done by one call, call)}, ours first; medians of rates and of neighbours' ratios."""
+    everyone = {**contestants, **({"limit": limit} if limit else {})}
+    for _, work in everyone.values():
+        work()  # what is made on first use, compiled or cached, is not part of a rate
+    found = by_turns({name: work for name, (_, work) in everyone.items()}, rounds)
+    rates = {name: [everyone[name][0] / s for s in times] for name, times in found.items()}
+    first = rates[next(iter(contestants))]
+    return Line(
+        row, unit,
+        {name: statistics.median(rates[name]) for name in contestants},
+        {name: statistics.median(a / b for a, b in zip(first, rates[name], strict=True)) for name in contestants},
+        statistics.median(rates["limit"]) if limit else None,
+        note,
+    )  # fmt: skip
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -50,3 +120,35 @@ def bandwidth(floats: int = 2**26, rounds: int = 3) -> float:
     """Bytes/s of y <- y + x over arrays too large for the caches: two reads and a write."""
     x, y = torch.ones(floats), torch.ones(floats)
     return 12 * floats / min(seconds(lambda: y.add_(x)) for _ in range(rounds))
+
+
+def convolutions(model: torch.nn.Module, call: Callable[[], object], dtype: torch.dtype = torch.bfloat16) -> Callable[[], None]:
+    """The convolutions and linear maps that `call` runs in `model`, in `dtype` and channels last, and nothing between them."""
+    met: list[tuple[torch.Size, torch.nn.Module]] = []
+    kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
+    hooks = [
+        m.register_forward_pre_hook(lambda m, i: met.append((i[0].shape, m))) for m in model.modules() if isinstance(m, kinds)
+    ]
+    with torch.no_grad():
+        call()
+    for hook in hooks:
+        hook.remove()
+    work = [_alone(m, shape, dtype) for shape, m in met]
+
+    def run() -> None:
+        with torch.no_grad():
+            for one in work:
+                one()
+
+    return run
+
+
+def _alone(module: torch.nn.Module, shape: Sequence[int], dtype: torch.dtype) -> Callable[[], object]:
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(len(shape), torch.contiguous_format)
+    x = torch.randn(*shape).to(dtype=dtype, memory_format=layout)
+    weight = module.weight.detach().to(dtype)  # type: ignore[union-attr]
+    if isinstance(module, torch.nn.Linear):
+        return lambda: torch.nn.functional.linear(x, weight)
+    weight = weight.to(memory_format=layout)
+    convolve = {3: torch.nn.functional.conv1d, 4: torch.nn.functional.conv2d, 5: torch.nn.functional.conv3d}[len(shape)]
+    return lambda: convolve(x, weight, None, module.stride, module.padding, module.dilation, module.groups)  # type: ignore[arg-type, union-attr]

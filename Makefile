@@ -42,8 +42,9 @@ check: $(TEST)
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/test_architecture.py
 
-bench: $(TEST)
-	@if [ -d benchmarks ]; then $(PY) -m benchmarks; else echo "Benchmarks come with a later release."; fi
+# The peers bring their own versions of everything, so they live in an environment of their own.
+bench: .venv-bench/.done
+	.venv-bench/bin/python -m benchmarks
 
 docs:
 	@echo "The documentation is the Markdown in docs/, read as it is: there is nothing to build yet."
@@ -52,6 +53,12 @@ docs:
 .venv/bin/pip:
 	@[ -n "$(PYTHON)" ] || { echo "nonesuch needs Python 3.11 or newer: install one, or name it with make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -m venv .venv
+
+.venv-bench/.done: pyproject.toml
+	@"$(PYTHON)" -m venv .venv-bench
+	@echo "Installing nonesuch and its peers into .venv-bench (some gigabytes: torch's full build, which torchvision needs)."
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	@touch $@
 
 $(CORE): pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "Installing nonesuch into .venv (the first time downloads PyTorch, which takes some minutes)."

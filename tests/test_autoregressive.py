@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nonesuch import catalog
@@ -18,7 +17,7 @@ from nonesuch.core.objective import Batch
 from nonesuch.core.seeds import Seeds
 from nonesuch.models.autoregressive._heads import Categorical, Logistics, invert
 from nonesuch.models.autoregressive._raster import Raster
-from nonesuch.models.autoregressive.image_transformer import ImageTransformer
+from nonesuch.models.autoregressive.image_transformer import Drawing, ImageTransformer
 
 LABEL = Schema({"label": Category(("a", "b"))})
 EMPTY = Schema({})
@@ -164,13 +163,13 @@ def test_samplers_conditionals_are_those_of_the_likelihood(name: str):
     model = random_weights(BIG[name], LABEL)
     x = model.sample(3, {"label": "a"}, seeds=2)
     k, given = model.raster.tokens(x), model.schema.given(3, {"label": "a"})
-    seen = F.pad(model.sight(k), (0, 0, 0, 1))
-    caches, total = [None, None], torch.zeros(3)
+    drawing, total = Drawing(model, given), torch.zeros(3)
     with torch.no_grad():
         for i in range(model.raster.length):
-            out = model._next(seen[:, model.neighbours[i]].flatten(1), model._condition(given), i, caches)
+            out = drawing.outputs(i)
             for j in range(model.raster.values):
                 total += model.head.logits(out, k[:, i], j).gather(1, k[:, i, j, None])[:, 0]
+            drawing.see(k, i)
     assert torch.allclose(total, model.log_prob(x, given).nats, atol=2e-4)
 
 

@@ -137,26 +137,6 @@ def test_a_causal_position_sees_no_later_one():
     assert not torch.allclose(layer(x)[:, 4:], layer(changed)[:, 4:])
 
 
-@pytest.mark.parametrize("length", [1, 2, 9])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_positions_one_at_a_time_equal_all_at_once(length: int, dtype: torch.dtype):
-    attention = awake(Attention(12, 3, causal=True))
-    block = awake(Block(12, 3, causal=True))
-    x, c = noise(2, length, 12).to(dtype), noise(2, 12, name="c")
-    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-    cache = block_cache = None
-    with torch.no_grad():
-        whole, whole_block = attention(x), block(x, c)
-        for i in range(length):
-            one, cache = attention.extend(x[:, i : i + 1], cache)
-            assert one.dtype == dtype
-            assert torch.allclose(one[:, 0], whole[:, i], atol=tolerance)
-            one, block_cache = block.extend(x[:, i : i + 1], c, block_cache)
-            assert torch.allclose(one[:, 0].float(), whole_block[:, i].float(), atol=2 * tolerance, rtol=tolerance)
-    assert cache
-    assert cache.length == length
-
-
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="the width 10 must be a multiple of num_heads 4"):
         Attention(10, 4)

@@ -18,24 +18,8 @@ from nonesuch.nn.conv import Linear, zero
 from nonesuch.nn.norm import rms_norm
 
 
-class Cache:
-    """Keys and values so far; room for them doubles when it is full, so that a new position copies only itself."""
-
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.k, self.v, self.length = k, v, k.shape[2]
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in those of new positions, each (B, heads, T, width / heads), in place; returns all so far."""
-        start, self.length = self.length, self.length + k.shape[2]
-        if self.length > self.k.shape[2]:
-            room = (0, 0, 0, 2 * self.length - self.k.shape[2])
-            self.k, self.v = F.pad(self.k, room), F.pad(self.v, room)
-        self.k[:, :, start : self.length], self.v[:, :, start : self.length] = k, v
-        return self.k[:, :, : self.length], self.v[:, :, : self.length]
-
-
 class Attention(nn.Module):
-    """(B, T, width) -> (B, T, width). `causal` lets position i see j <= i; a cache makes one new position cost one position.
+    """(B, T, width) -> (B, T, width). `causal` lets position i see j <= i (one position after another: `nn/decoding.py`).
 
     `norm` normalises each head's queries and keys. The output layer starts at zero.
     """
@@ -51,17 +35,6 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b t width"]) -> Float[Tensor, "b t width"]:
         q, k, v = self._heads(x)
         return self._merge(self._attend(q, k, v, self.causal))
-
-    def extend(self, x: Float[Tensor, "b 1 width"], cache: Cache | None) -> tuple[Tensor, Cache]:
-        """The same for new positions x (B, 1, width) after those of the cache; returns their outputs and the cache, grown."""
-        q, k, v = self._heads(x)
-        if q.device.type == "cpu":
-            q, k, v = q.float(), k.float(), v.float()  # as `_attend` wants them, once
-        if cache is None:
-            cache = Cache(k, v)
-        else:
-            k, v = cache.append(k, v)
-        return self._merge(self._attend(q, k, v, causal=False).to(x.dtype)), cache
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b, t, width = x.shape

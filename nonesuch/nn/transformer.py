@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nonesuch.core.seeds import Seeds
-from nonesuch.nn.attention import Attention, Cache
+from nonesuch.nn.attention import Attention
 from nonesuch.nn.conv import Dropout, Linear, zero
 from nonesuch.nn.norm import LayerNorm, rms_norm
 
@@ -51,19 +51,13 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t width"], c: Float[Tensor, "b width"], keys: Seeds | None = None
     ) -> Float[Tensor, "b t width"]:
-        scale1, shift1, scale2, shift2 = self._modulate(x, c)
+        scale1, shift1, scale2, shift2 = self.modulate(c, x.dtype)
         x = x + self.drop1(self.attention(torch.addcmul(shift1, self.norm1(x), scale1)), keys)
         return x + self.drop2(self._mlp(torch.addcmul(shift2, self.norm2(x), scale2)), keys)
 
-    def extend(self, x: Tensor, c: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
-        """The next position x (B, 1, width) of a causal block, given the keys and values before it."""
-        scale1, shift1, scale2, shift2 = self._modulate(x, c)
-        attended, cache = self.attention.extend(torch.addcmul(shift1, self.norm1(x), scale1), cache)
-        x = x + attended
-        return x + self._mlp(torch.addcmul(shift2, self.norm2(x), scale2)), cache
-
-    def _modulate(self, x: Tensor, c: Tensor) -> tuple[Tensor, ...]:
-        scale1, shift1, scale2, shift2 = self.modulation(F.silu(c).to(x.dtype))[:, None].chunk(4, -1)
+    def modulate(self, c: Float[Tensor, "b width"], dtype: torch.dtype) -> tuple[Float[Tensor, "b 1 width"], ...]:
+        """Scale and shift of the first normalisation and of the second, the same at all positions."""
+        scale1, shift1, scale2, shift2 = self.modulation(F.silu(c).to(dtype))[:, None].chunk(4, -1)
         return 1 + scale1, shift1, 1 + scale2, shift2
 
     def _mlp(self, x: Tensor) -> Tensor:

@@ -35,14 +35,15 @@ from nonesuch.core.objective import Batch, Objective, Terms
 from nonesuch.core.seeds import Seeds
 from nonesuch.models.autoregressive._heads import Categorical, Logistics, invert
 from nonesuch.models.autoregressive._raster import ONE_HOT_LEVELS, Raster, Sight, gather
-from nonesuch.nn.attention import Cache
 from nonesuch.nn.conv import Dropout, Linear, zero
+from nonesuch.nn.decoding import Decoding, Product
 from nonesuch.nn.embed import GivenEmbedding
 from nonesuch.nn.moves import move, told
 from nonesuch.nn.norm import LayerNorm, layer_norm
 from nonesuch.nn.transformer import Block
 
 _MOST_TOKENS = 1 << 14
+_KEPT_BYTES = 1 << 30  # of keys and values at a time
 
 
 @dataclass(frozen=True)
@@ -173,33 +174,58 @@ class ImageTransformer(Model, Likelihood, Completer, Guidable):
             last = step.x
         return torch.where(known, x, last)
 
+    @torch.no_grad()
     def _fill(self, k: Tensor, known: Tensor, given: Given, seeds: Seeds, guidance: float = 1.0) -> Iterator[Step]:
         """Go through the positions, drawing what is not known of k (B, T, values); a step is a row of pixels."""
-        raster, head, length = self.raster, self.head, self.raster.length
+        raster, k = self.raster, torch.where(known, k, 0)
         steered = guidance != 1.0 and bool(self.schema)
-        c = self._condition(given)
-        if steered:  # the second half of the batch goes without the condition
-            c = torch.cat([c, self._condition(self.schema.missing(len(given)).to(self.device))])
-        u = seeds.uniform("value", length, raster.values, head.draws, device=k.device)
-        seen = torch.zeros(len(k), length + 1, self.sight.size, device=k.device)
-        caches: list[Cache | None] = [None] * len(self.blocks)
-        k, total = torch.where(known, k, 0), length // raster.row
-        for i in range(length):
-            out = self._next(seen[:, self.neighbours[i]].flatten(1), c, i, caches)
-            for j in range(raster.values):
-                if steered:
-                    with_, without = (head.logits(o, k[:, i], j) for o in out.chunk(2))
-                    drawn = invert(torch.lerp(without, with_, guidance), u[:, i, j, 0])
-                else:
-                    drawn = head.draw(out, k[:, i], j, u[:, i, j])
-                k[:, i, j] = torch.where(known[:, i, j], k[:, i, j], drawn)
-            seen[:, i] = self.sight(k[:, i : i + 1])[:, 0]
-            if (i + 1) % raster.row == 0:
-                yield Step((i + 1) // raster.row, total, raster.picture(k))
+        u = seeds.uniform("value", raster.length, raster.values, self.head.draws, device=k.device)
+        kept = 2 * len(self.blocks) * raster.length * self.config.width * self.compute_dtype.itemsize * (1 + steered)
+        at_once, rows = max(1, _KEPT_BYTES // kept), raster.length // raster.row
+        starts = range(0, len(k), at_once)
+        for n, start in enumerate(starts):
+            part = slice(start, min(start + at_once, len(k)))
+            drawing, mine = Drawing(self, given[part], guidance if steered else None), (k[part], known[part], u[part])
+            for row in range(rows):
+                for i in range(row * raster.row, (row + 1) * raster.row):
+                    drawing.draw(*mine, i)
+                yield Step(n * rows + row + 1, len(starts) * rows, raster.picture(k))
 
-    def _next(self, near: Tensor, c: Tensor, i: int, caches: list[Cache | None]) -> Tensor:
-        """The outputs (B, size) at position i, whose neighbours are `near`; the caches grow by it."""
-        h = self._enter(near.repeat(len(c) // len(near), 1)[:, None], c, self.position.weight[i])
-        for n, block in enumerate(self.blocks):
-            h, caches[n] = block.extend(h, c, caches[n])
-        return self.leave(self.norm(h).float())[:, 0]
+
+class Drawing:
+    """Pictures being drawn position by position; `guidance` is the scale, or None for a plain draw."""
+
+    def __init__(self, model: ImageTransformer, given: Given, guidance: float | None = None) -> None:
+        self.model, self.guidance, dtype = model, guidance, model.compute_dtype
+        self.c = model._condition(given)
+        if guidance is not None:  # the second half of the batch goes without the condition
+            self.c = torch.cat([self.c, model._condition(model.schema.missing(len(given)).to(model.device))])
+        self.enter = Product(model.enter, dtype, len(self.c))
+        self.decoding = Decoding(model.blocks, self.c, model.raster.length, dtype)
+        levels = torch.arange(model.spec.levels or 0, device=model.device)
+        self.looks = model.sight(levels[None, :, None])[0].to(dtype)  # what is seen of each level
+        self.seen = torch.zeros(len(given), model.raster.length + 1, model.sight.size, dtype=dtype, device=model.device)
+
+    def draw(self, k: Tensor, known: Tensor, u: Tensor, i: int) -> None:
+        """Write position i of tokens k (B, T, values) where it is not known, by uniforms u (B, T, values, draws)."""
+        out, head = self.outputs(i), self.model.head
+        for j in range(k.shape[2]):
+            if self.guidance is None:
+                drawn = head.draw(out, k[:, i], j, u[:, i, j])
+            else:
+                with_, without = (head.logits(o, k[:, i], j) for o in out.chunk(2))
+                drawn = invert(torch.lerp(without, with_, self.guidance), u[:, i, j, 0])
+            k[:, i, j] = torch.where(known[:, i, j], k[:, i, j], drawn)
+        self.see(k, i)
+
+    def outputs(self, i: int) -> Tensor:
+        """The head's inputs (B, size) float32 at position i, the one after those seen."""
+        model = self.model
+        near = self.seen.index_select(1, model.neighbours[i]).flatten(1)
+        h = (model.position.weight[i] + self.c).to(near.dtype)
+        h = self.enter.plus(near if self.guidance is None else near.repeat(2, 1), h)
+        return model.leave(model.norm(self.decoding(h)).float())
+
+    def see(self, k: Tensor, i: int) -> None:
+        """Take in position i of tokens k (B, T, values)."""
+        self.seen[:, i] = self.looks[k[:, i]].flatten(1)

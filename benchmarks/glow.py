@@ -1,38 +1,36 @@
 """Glow of 32 x 32 colour pictures, 3 scales of 16 steps, hidden 512: a training step and sampling, against normflows.
 
-    python -m benchmarks.glow          (about six minutes on one core)
+    python -m benchmarks.glow          (needs normflows; about five minutes on two cores)
 
-Peers, in the same process and by turns with ours, on the same batches:
+Peers, in the same process and by turns with ours, on the same pictures:
 
-    default      normflows' GlowBlock, Squeeze and Merge with Adamax, in float32, as its example of Glow has it
+    default      GlowBlock, Squeeze and Merge with Adamax, in float32, as normflows' example of Glow has them
     tuned        the same, with the couplings' networks in bf16 where the processor has it, and channels-last
-    plain        where normflows is absent: its architecture in a plain float32 loop, each matrix assembled (and, to sample,
-                 inverted in float64) at every call, as normflows writes it
+    compiled     the tuned one with its networks under torch.compile; asked for by --compile, for it takes minutes to begin
 
 Ours is the catalogue's "32px" preset: the same steps and networks; it has convolutions in its priors besides, and its training
 step has dequantization, keyed noise, gradient clipping and the average of weights in it. Peers dequantize uniformly by
-torch.rand. Ours runs in the dtype the machine is best at, and then in float32. Medians of the rounds; the ratio of a peer is the
-median of the ratios of neighbouring measurements.
+torch.rand. Ours runs in the dtype the machine is best at. The limit is the couplings' convolutions alone, by the library, in bf16
+and channels-last: forward and backward for the step, forward for samples. Ours computes them as products, and may pass it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks._turns import arguments, race
 from nonesuch import catalog
 from nonesuch.core.given import Given, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
 from nonesuch.data.dataset import Images
+from nonesuch.models.flow._products import network
 from nonesuch.models.flow.glow import Glow
 from nonesuch.train.device import has_bf16, place
 from nonesuch.train.recipe import Recipe
@@ -40,106 +38,18 @@ from nonesuch.train.run import Run
 
 SPEC = ImageSpec(3, (32, 32))
 SCALES, STEPS, HIDDEN = 3, 16, 512
+Call = Callable[[], object]
 
 
-@dataclass
-class Contestant:
-    """One training step, and one call that samples."""
-
-    step: Callable[[], object]
-    sample: Callable[[], object]
-
-
-# -- ours
-
-
-def ours(levels: Tensor, batch: int, n: int, precision: str) -> Contestant:
+def ours(levels: Tensor, batch: int) -> tuple[Run, Glow]:
     images = Images(SPEC, Schema(), levels, Given(len(levels)))
     model = catalog.build("flow/glow", SPEC, Schema(), "32px", scales=SCALES, steps=STEPS, hidden=HIDDEN)
-    place(model, precision=precision)
-    model.prepare(images.x[:64].to(model.device), images.given[:64].to(model.device))
+    place(model)
+    model.prepare(images.x[:64], images.given[:64])
     run = Run(model, images, Recipe(images=1 << 20, batch=batch))
     model.images_seen.fill_(1)
     assert isinstance(model, Glow)
-    return Contestant(run.step, lambda: model.sample(n, seeds=0))
-
-
-# -- a peer as it is written, when there is none
-
-
-class Block(nn.Module):
-    """A step in normflows' manner, from latents to pictures: coupling, W^-1, ActNorm; `inverse` is what training runs."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.half = (channels + 1) // 2
-        self.net = nn.Sequential(
-            nn.Conv2d(self.half, HIDDEN, 3, padding=1), nn.LeakyReLU(0.0), nn.Conv2d(HIDDEN, HIDDEN, 1), nn.LeakyReLU(0.0),
-            nn.Conv2d(HIDDEN, 2 * (channels - self.half), 3, padding=1),
-        )  # fmt: skip
-        nn.init.zeros_(self.net[-1].weight)
-        p, lower, upper = torch.linalg.lu(torch.linalg.qr(torch.randn(channels, channels))[0])
-        self.register_buffer("p", p)
-        self.register_buffer("sign", upper.diag().sign())
-        self.register_buffer("eye", torch.eye(channels))
-        self.lower, self.upper = nn.Parameter(lower), nn.Parameter(upper.triu(1))
-        self.log_s = nn.Parameter(upper.diag().abs().log())
-        self.s, self.t = nn.Parameter(torch.zeros(1, channels, 1, 1)), nn.Parameter(torch.zeros(1, channels, 1, 1))
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        return self.lower.tril(-1) + self.eye, self.upper.triu(1) + torch.diag(self.sign * self.log_s.exp())
-
-    def forward(self, z: Tensor) -> Tensor:
-        keep, move = z.split([self.half, z.shape[1] - self.half], 1)
-        out = self.net(keep)
-        scale = torch.sigmoid(out[:, 1::2] + 2)
-        lower, upper = self.factors()
-        w = upper.double().inverse().float() @ lower.double().inverse().float() @ self.p.T
-        z = F.conv2d(torch.cat([keep, move / scale + out[:, ::2]], 1), w[:, :, None, None])
-        return z * self.s.exp() + self.t
-
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        lower, upper = self.factors()
-        pixels = z.shape[2] * z.shape[3]
-        z = F.conv2d((z - self.t) * (-self.s).exp(), (self.p @ lower @ upper)[:, :, None, None])
-        keep, move = z.split([self.half, z.shape[1] - self.half], 1)
-        out = self.net(keep)
-        scale = torch.sigmoid(out[:, 1::2] + 2)
-        log_det = scale.log().sum((1, 2, 3)) + pixels * (self.log_s.sum() - self.s.sum())
-        return torch.cat([keep, (move - out[:, ::2]) * scale], 1), log_det
-
-
-class Plain(nn.Module):
-    """Three scales of blocks with a learned normal each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scales = nn.ModuleList(nn.ModuleList(Block(12 * 2**i) for _ in range(STEPS)) for i in range(SCALES))
-        self.shapes = [(12 * 2**i // (1 if i + 1 == SCALES else 2), 16 >> i, 16 >> i) for i in range(SCALES)]
-        self.mean = nn.ParameterList(torch.zeros(s) for s in self.shapes)
-        self.log_std = nn.ParameterList(torch.zeros(s) for s in self.shapes)
-
-    def forward_kld(self, x: Tensor) -> Tensor:
-        u = 0.05 + 0.9 * x
-        x, total = u.logit(), -(u * (1 - u)).log().sum((1, 2, 3))
-        for i, blocks in enumerate(self.scales):
-            x = F.pixel_unshuffle(x, 2)
-            for block in blocks:
-                x, log_det = block.inverse(x)
-                total = total + log_det
-            x, gone = (x[:, :0], x) if i + 1 == SCALES else x.chunk(2, 1)
-            eps = (gone - self.mean[i]) * (-self.log_std[i]).exp()
-            total = total - eps.square().sum((1, 2, 3)) / 2 - self.log_std[i].sum()
-        return -total.mean()
-
-    def sample(self, n: int) -> Tensor:
-        x = torch.zeros(n, 0, *self.shapes[-1][1:])
-        for blocks, shape, mean, log_std in reversed(list(zip(self.scales, self.shapes, self.mean, self.log_std, strict=True))):
-            x = torch.cat([x, mean + torch.randn(n, *shape) * log_std.exp()], 1)
-            for block in blocks:
-                x = block(x)
-            x = F.pixel_shuffle(x, 2)
-        return x.sigmoid()
+    return run, model
 
 
 # -- peers
@@ -177,96 +87,102 @@ class InHalf(nn.Module):
         return out.float()
 
 
-def tune(model: nn.Module, half: bool) -> nn.Module:
-    """The peer with its networks channels-last, and in bf16 where that is faster."""
-    model = model.to(memory_format=torch.channels_last)
-    nets = [(m, n) for m in model.modules() for n in ("param_map", "net") if isinstance(getattr(m, n, None), nn.Module)]
-    owners = [(m, n) for m, n in nets if n == "param_map"] or nets
-    for owner, name in owners if half else []:
-        setattr(owner, name, InHalf(getattr(owner, name)))
+def tuned(compiled: bool) -> nn.Module:
+    """normflows' Glow with its networks channels-last, and in bf16 where that is faster."""
+    model = normflows_glow().to(memory_format=torch.channels_last)
+    half = has_bf16(torch.device("cpu"))
+    for owner in [m for m in model.modules() if isinstance(getattr(m, "param_map", None), nn.Module)]:
+        net = InHalf(owner.param_map) if half else owner.param_map
+        owner.param_map = torch.compile(net) if compiled else net
     return model
 
 
-def theirs(model: nn.Module, levels: Tensor, batch: int, n: int) -> Contestant:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
+def step_of(model: nn.Module, levels: Tensor) -> Call:
+    """A training step as in normflows' example."""
     optimizer = torch.optim.Adamax(model.parameters(), lr=1e-3, weight_decay=1e-5)
-    x = levels[:batch].to(device).float()
+    x = levels.float()
 
     def step() -> None:
         optimizer.zero_grad()
-        loss = model.forward_kld((x + torch.rand_like(x)) / 256)
+        loss = model.forward_kld((x + torch.rand_like(x)) / 256)  # type: ignore[operator]
         loss.backward()
         optimizer.step()
 
-    def sample() -> Tensor:
+    return step
+
+
+def sample_of(model: nn.Module, n: int) -> Call:
+    def sample() -> object:
         with torch.no_grad():
-            return model.sample(n)
+            return model.sample(n)  # type: ignore[operator]
 
-    return Contestant(step, sample)
-
-
-# -- the measurement
+    return sample
 
 
-def seconds(call: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+# -- the limit, and whether the networks are the same
 
 
-def measure(rounds: int, batch: int, n: int) -> dict[str, dict[str, float]]:
-    """Median images a second of each contestant and job, and how many times as many ours does."""
-    levels = Seeds.of(0, 256).integers("levels", 256, *SPEC.shape).to(torch.uint8)
-    try:
-        build, peer = normflows_glow, "normflows"
-        build()
-    except ImportError:
-        build, peer = Plain, "plain"
-    half = has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    contestants = {
-        "ours": ours(levels, batch, n, "auto"),
-        f"{peer}, default": theirs(build(), levels, batch, n),
-        f"{peer}, tuned": theirs(tune(build(), half), levels, batch, n),
-        "ours, float32": ours(levels, batch, n, "fp32"),
-    }
-    rates: dict[tuple[str, str], list[float]] = {}
-    for i in range(rounds + 1):  # the first warms up, and lets ActNorm see its data
-        for job in ("step", "sample"):
-            for name, one in contestants.items():
-                rate = (batch if job == "step" else n) / seconds(getattr(one, job))
-                if i:
-                    rates.setdefault((job, name), []).append(rate)
-    out = {}
-    for (job, name), found in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(rates[job, "ours"], found, strict=True))
-        out[f"{job}: {name}"] = {"images_per_s": statistics.median(found), "ours_is_times": ratio}
-    return out
+def alone(batch: int, backward: bool) -> Call:
+    """The couplings' convolutions of a batch, each as one call of the library."""
+    form = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
+    work = []
+    for i in range(SCALES):
+        half, side = 6 << i, 16 >> i
+        for channels, out, kernel in ((half, HIDDEN, 3), (HIDDEN, HIDDEN, 1), (HIDDEN, 2 * half, 3)):
+            x = torch.randn(batch, channels, side, side).to(**form).requires_grad_(backward)
+            w = torch.randn(out, channels, kernel, kernel).to(**form).requires_grad_(backward)
+            work.append((x, w, torch.randn(batch, out, side, side).to(**form)))
+
+    def run() -> None:
+        for x, w, dy in work * STEPS:
+            y = F.conv2d(x, w, None, 1, w.shape[-1] // 2)
+            if backward:
+                torch.autograd.grad(y, (x, w), dy)
+
+    return run
+
+
+@torch.no_grad()
+def parity() -> str:
+    """A coupling's network by ours against normflows', with the same weights."""
+    import normflows as nf
+
+    net = nf.nets.ConvNet2d((6, HIDDEN, HIDDEN, 12), (3, 1, 3), init_zeros=False)
+    x, weights = torch.randn(4, 6, 16, 16), tuple(net.parameters())
+    wanted = net(x)
+    found = {t: network(x.movedim(1, -1), weights, None, t).movedim(-1, 1) for t in (torch.float32, torch.bfloat16)}
+    said = [f"{float((y - wanted).norm() / wanted.norm()):.1e} in {str(t)[6:]}" for t, y in found.items()]
+    return f"a coupling's network, ours against normflows' in float32 with the same weights: relative L2 {', '.join(said)}"
+
+
+def more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", type=int, default=64, help="pictures a training step (normflows' example: 128)")
+    parser.add_argument("--n", type=int, nargs="+", default=[4, 64], help="samples at a time, a row each")
+    parser.add_argument("--compile", action="store_true", help="normflows under torch.compile too")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--n", type=int, default=16)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--threads", type=int, default=1)
-    asked, _ = parser.parse_known_args()
-    torch.set_num_threads(asked.threads)
-    found = measure(asked.rounds, asked.batch, asked.n)
-    if asked.json:
-        print(json.dumps(found))
+    asked = arguments(__doc__, more=more)
+    try:
+        import normflows  # noqa: F401  only asked whether it is there
+    except ImportError:
+        print("benchmarks.glow needs normflows, which is not installed here: pip install normflows.")
         return
-    print(
-        f"Glow 32 x 32, L{SCALES} K{STEPS}, hidden {HIDDEN}: batches of {asked.batch}, samples {asked.n} at a time; medians of "
-        f"{asked.rounds}; {asked.threads} thread(s)"
-    )
-    for name, row in found.items():
-        print(f"  {name:32}{row['images_per_s']:>10,.1f} images/s    ours is {row['ours_is_times']:6.2f} x")
+    warnings.filterwarnings("ignore", "torch.lu is deprecated")  # normflows'
+    levels = Seeds.of(0, 256).integers("levels", 256, *SPEC.shape).to(torch.uint8)
+    run, model = ours(levels, asked.batch)
+    peers = {"normflows, default": normflows_glow(), "normflows, tuned": tuned(False)}
+    if asked.compile:
+        peers["normflows, tuned and compiled"] = tuned(True)
+    name = f"Glow 32 x 32, L{SCALES} K{STEPS}, hidden {HIDDEN}"
+    steps = {"ours": (asked.batch, run.step)}
+    steps |= {k: (asked.batch, step_of(m, levels[: asked.batch])) for k, m in peers.items()}
+    limit = (asked.batch, alone(asked.batch, backward=True))
+    race(f"{name}: training step, batches of {asked.batch}", "images/s", steps, asked.rounds, limit, parity()).show(asked.json)
+    for n in asked.n:
+        samples = {"ours": (n, lambda n=n: model.sample(n, seeds=0)), **{k: (n, sample_of(m, n)) for k, m in peers.items()}}
+        limit = (n, alone(n, backward=False))
+        race(f"{name}: {n} samples at a time", "images/s", samples, asked.rounds, limit).show(asked.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The flow family against closed forms, quadrature and autograd; every network gets weights, for at the start they are silent."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from of_flows import continuous, log_abs_det, normals, shake
+from torch import nn
 
 from nonesuch import catalog
 from nonesuch.core.given import Category, Given, Schema
@@ -23,34 +23,10 @@ DENSE = Networks(16, 1, 24, 10**6, 8)
 CONV = Networks(16, 2, 24, 0, 8, heads=2, attention_px=4)
 
 
-def shake(model: nn.Module, scale: float = 1.0, seed: int = 0) -> nn.Module:
-    """Random weights, the silent layers included; less of it in a dequantizer, so that importance weights have few outliers."""
-    with torch.no_grad():
-        for i, (name, p) in enumerate(model.named_parameters()):
-            here = scale * (0.3 if name.startswith("dequantizer") else 1.0)
-            fan_in = p[0].numel() if p.dim() > 1 else 4
-            p.add_(Seeds((seed,), (i,)).normal(name, *p.shape)[0] * 0.4 * here / math.sqrt(max(1, fan_in)))
-    return model
-
-
 def flow(spec: ImageSpec, schema: Schema = NO_COLUMNS, scale: float = 1.0, **config: object) -> nn.Module:
     model = catalog.build("flow/nsf", spec, schema, "tiny", **config)
     model.images_seen.fill_(1)
     return shake(model, scale)
-
-
-def normals(name: str, *shape: int) -> Tensor:
-    return Seeds((0,), (0,)).normal(name, *shape)[0]
-
-
-def continuous(channels: int, size: tuple[int, ...], axes: str = "hw") -> ImageSpec:
-    return ImageSpec(channels, size, axes, "continuous", None)
-
-
-def log_abs_det(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """log |det df/dx| of f at each x[i], by autograd."""
-    jacobians = [torch.autograd.functional.jacobian(lambda v: f(v[None])[0].flatten(), v).reshape(v.numel(), -1) for v in x]
-    return torch.linalg.slogdet(torch.stack(jacobians))[1]
 
 
 # -- the spline --------------------------------------------------------------------------------------------------------------

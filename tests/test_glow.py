@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from of_flows import continuous, log_abs_det, normals, shake
 from torch import Tensor, nn
 
 from nonesuch import catalog
@@ -12,39 +13,17 @@ from nonesuch.core.given import Category, Given, Number, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.objective import Batch
 from nonesuch.core.seeds import Seeds
+from nonesuch.models.flow import _products
 from nonesuch.models.flow._affine import Mixes, StepsAndPriors, bounded
 
 NO_COLUMNS = Schema({})
 LABEL = Schema({"label": Category(("a", "b", "c"))})
 
 
-def shake(model: nn.Module, scale: float = 1.0) -> nn.Module:
-    """Random weights, the silent layers included."""
-    with torch.no_grad():
-        for i, (name, p) in enumerate(model.named_parameters()):
-            fan_in = p[0].numel() if p.dim() > 1 else 4
-            p.add_(Seeds((0,), (i,)).normal(name, *p.shape)[0] * 0.4 * scale / math.sqrt(max(1, fan_in)))
-    return model
-
-
 def glow(spec: ImageSpec, schema: Schema = NO_COLUMNS, scale: float = 1.0, **config: object) -> nn.Module:
     model = catalog.build("flow/glow", spec, schema, "tiny", **config)
     model.images_seen.fill_(1)
     return shake(model, scale)
-
-
-def normals(name: str, *shape: int) -> Tensor:
-    return Seeds((0,), (0,)).normal(name, *shape)[0]
-
-
-def continuous(channels: int, size: tuple[int, ...], axes: str = "hw") -> ImageSpec:
-    return ImageSpec(channels, size, axes, "continuous", None)
-
-
-def log_abs_det(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """log |det df/dx| of f at each x[i], by autograd."""
-    jacobians = [torch.autograd.functional.jacobian(lambda v: f(v[None])[0].flatten(), v).reshape(v.numel(), -1) for v in x]
-    return torch.linalg.slogdet(torch.stack(jacobians))[1]
 
 
 # -- invertible 1x1 convolutions and ActNorm -----------------------------------------------------------------------------------
@@ -159,6 +138,60 @@ def test_scales_are_bounded_and_gentle():
     a = torch.linspace(-100, 100, 999)
     assert bounded(a, 2.0).abs().max() <= 2
     torch.testing.assert_close(bounded(torch.tensor([0.01]), 2.0), torch.tensor([0.01]), atol=1e-6, rtol=0)
+
+
+# -- the couplings' network as products ----------------------------------------------------------------------------------------
+
+
+def layers(dims: int, channels: int, hidden: int, out: int) -> tuple[Tensor, ...]:
+    """W_1, b_1, W_2, b_2, W_3, b_3 in float64."""
+    first, last = (hidden, channels, *[3] * dims), (out, hidden, *[3] * dims)
+    shapes = [first, (hidden,), (hidden, hidden, *[1] * dims), (hidden,), last, (out,)]
+    found = [normals(f"w{i}", *s).double() / math.sqrt(math.prod(s[1:])) for i, s in enumerate(shapes)]
+    return tuple(w.requires_grad_() for w in found)
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("size", [(5,), (3, 4), (2, 3, 1)])
+def test_the_products_in_tiles_are_the_convolutions_with_their_slopes(
+    size: tuple[int, ...], told: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(_products, "_TILE", 2 * math.prod(size) * 4 * 8 // torch.get_num_threads())  # two of three pictures
+    weights = layers(len(size), 2, 4, 3)
+    x, c = normals("x", 3, *size, 2).double().requires_grad_(), normals("c", 3, 8).double().requires_grad_()
+    inputs = [x, *weights, *([c] if told else [])]
+
+    def run(form: Callable[..., Tensor], *v: Tensor) -> Tensor:
+        return form(v[0], v[1:7], v[7] if told else None, torch.float64)
+
+    expected, found = run(_products.convolutions, *inputs), run(_products.network, *inputs)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(run(_products.network, *inputs), expected, atol=1e-12, rtol=1e-12)
+    dy = normals("dy", *expected.shape).double()
+    slopes = torch.autograd.grad(found, inputs, dy)
+    torch.testing.assert_close(slopes, torch.autograd.grad(expected, inputs, dy), atol=1e-12, rtol=1e-12)
+    assert torch.autograd.gradcheck(lambda *v: run(_products.network, *v), inputs)
+    if len(size) == 1:
+        assert torch.autograd.gradgradcheck(lambda *v: run(_products.network, *v), inputs)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_the_products_are_good_to_the_rounding_of_their_dtype(dtype: torch.dtype, most: float):
+    weights = layers(2, 6, 64, 12)
+    x = normals("x", 8, 8, 8, 6).double().requires_grad_()
+    expected = _products.convolutions(x, weights, None, torch.float64)
+    dy = normals("dy", *expected.shape).double()
+    wanted = [expected, *torch.autograd.grad(expected, [x, *weights], dy)]
+    single = [v.detach().float().requires_grad_() for v in (x, *weights)]
+    errors = []
+    for form in (_products.network, _products.convolutions):
+        y = form(single[0], tuple(single[1:]), None, dtype)
+        found = [y, *torch.autograd.grad(y, single, dy.float())]
+        assert all(v.dtype == torch.float32 for v in found)
+        errors.append([float((a.detach() - b.detach()).norm() / b.detach().norm()) for a, b in zip(found, wanted, strict=True)])
+    assert errors[0][0] < most
+    assert all(a < max(most, 1.2 * b) for a, b in zip(*errors, strict=True))  # a unit that rounding silences moves the slopes
 
 
 # -- the whole: density, bound, latents --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ Training, scoring and sampling each cost one pass of the networks; the inverse i
     glow.py         Glow: ActNorm, invertible 1x1 convolutions in LU form, affine couplings, learned priors at each scale
     _coupling.py    squeeze, ActNorm, couplings and the multi-scale flow
     _affine.py      Glow's steps and multi-scale flow
+    _products.py    the network of Glow's couplings, as matrix products
     _spline.py      the rational-quadratic spline
     _marginal.py    each pixel's own distribution function, the first bijection
     _dequantize.py  the learned density inside a cell of the grid, and the bound

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from nonesuch.core.seeds import Seeds
 from nonesuch.models.flow._coupling import halving, squeeze, unsqueeze
+from nonesuch.models.flow._products import network
 from nonesuch.nn.conv import Conv, Linear, channels_last, zero
 
 _LARGEST = 2.0  # of |a|, the log of a coupling's scale
@@ -111,14 +112,11 @@ class Network(nn.Module):
         self.leave = zero(Conv(dims, hidden, out))
         self.told = Linear(width, 2 * hidden, bias=False) if width else None
 
-    def forward(self, x: Tensor, c: Tensor | None) -> Tensor:
-        h = self.enter(channels_last(x))
-        if self.told is None or c is None:
-            out: Tensor = self.leave(self.mix(h.relu_()).relu_())
-            return out
-        first, second = self.told(c.to(x.dtype)).view(len(x), -1, *[1] * (x.dim() - 2)).chunk(2, 1)
-        out = self.leave((self.mix((h + first).relu_()) + second).relu_())
-        return out
+    def forward(self, x: Tensor, c: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """(B, *size, channels) -> (B, *size, out), in x's dtype but computed in `dtype`."""
+        layers = (self.enter, self.mix, self.leave)
+        told = None if self.told is None or c is None else self.told(c.to(dtype))
+        return network(x, tuple(w for layer in layers for w in (layer.weight, layer.bias)), told, dtype)
 
 
 class Steps(nn.Module):
@@ -133,7 +131,7 @@ class Steps(nn.Module):
 
     def _affine(self, net: nn.Module, keep: Tensor, c: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """t and a of Eq. 2, (B, *size, moved) each."""
-        t, a = net(keep.to(dtype).movedim(-1, 1), c).movedim(1, -1).to(keep.dtype).chunk(2, -1)
+        t, a = net(keep, c, dtype).chunk(2, -1)
         return t, bounded(a, _LARGEST)
 
     def forward(self, z: Tensor, c: Tensor | None, dtype: torch.dtype, adapt: bool = False) -> tuple[Tensor, Tensor]:

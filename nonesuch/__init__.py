@@ -31,6 +31,8 @@ _PUBLIC = {
     "compare": "evaluate.compare",
     "fit": "train.fit",
     "from_diffusers": "models.diffusion._diffusers",
+    "from_pixelcnnpp": "models.autoregressive._public",
+    "from_pytorch_generative": "models.autoregressive._public",
     "guided": "core.model",
     "load": "train.device",
     "save": "core.artifact",

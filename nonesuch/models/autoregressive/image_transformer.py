@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +29,10 @@ from torch import Tensor, nn
 from nonesuch.core.card import Card, Preset
 from nonesuch.core.given import Given, Schema
 from nonesuch.core.image import ImageSpec
-from nonesuch.core.model import Completer, Guidable, Likelihood, LogProb, Model, Step
-from nonesuch.core.objective import Batch, Objective, Terms
+from nonesuch.core.model import Model, Step
+from nonesuch.core.objective import Batch, Terms
 from nonesuch.core.seeds import Seeds
+from nonesuch.models.autoregressive._chain import Chain
 from nonesuch.models.autoregressive._heads import Categorical, Logistics, invert
 from nonesuch.models.autoregressive._raster import ONE_HOT_LEVELS, Raster, Sight, gather
 from nonesuch.nn.conv import Dropout, Linear, zero
@@ -81,7 +81,7 @@ PRESETS = {
 }
 
 
-class ImageTransformer(Model, Likelihood, Completer, Guidable):
+class ImageTransformer(Chain, Model):
     """The chain rule over pixels by a causal transformer. Raises ValueError for continuous pictures and very long sequences."""
 
     card = Card(
@@ -139,10 +139,7 @@ class ImageTransformer(Model, Likelihood, Completer, Guidable):
         dtype = self.compute_dtype
         return self.enter(near.to(dtype)) + (position + c[:, None]).to(dtype)
 
-    # -- learning and scoring ----------------------------------------------------------------------------------------------------
-
-    def objectives(self) -> list[Objective]:
-        return [Objective("model", list(self.parameters()), self._terms)]
+    # -- learning ----------------------------------------------------------------------------------------------------------------
 
     def _terms(self, batch: Batch) -> Terms:
         x, how = batch.x, None
@@ -152,27 +149,7 @@ class ImageTransformer(Model, Likelihood, Completer, Guidable):
         nats = -self.head.log_prob(self.outputs(k, self._condition(batch.given, how), batch.keys), k).sum(1)
         return Terms({"nats_per_dim": nats.mean() / self.spec.numel})
 
-    def _log_prob(self, x: Tensor, given: Given, *, method: str | None, samples: int, seeds: Seeds) -> LogProb:
-        if method not in (None, "exact"):
-            raise ValueError(f"the likelihood of an autoregressive model is exact; there is no method {method!r}.")
-        k = self.raster.tokens(x)
-        return LogProb(self.head.log_prob(self.outputs(k, self._condition(given)), k).sum(1), "exact")
-
     # -- drawing -----------------------------------------------------------------------------------------------------------------
-
-    def _sample_steps(self, given: Given, seeds: Seeds, size: tuple[int, ...], **options: Any) -> Iterator[Step]:
-        k = torch.zeros(len(seeds), self.raster.length, self.raster.values, dtype=torch.int64, device=self.device)
-        yield from self._fill(k, torch.zeros_like(k, dtype=torch.bool), given, seeds, **options)
-
-    def _complete(self, x: Tensor, known: Tensor, given: Given, seeds: Seeds) -> Tensor:
-        """Draw each unknown value given all earlier ones, known or drawn.
-
-        That is a draw from p(unknown | known) when the known values come first in reading order. Known values further on are
-        kept but do not speak for what is drawn before them.
-        """
-        for step in self._fill(self.raster.tokens(x), self.raster.flatten(known), given, seeds):
-            last = step.x
-        return torch.where(known, x, last)
 
     @torch.no_grad()
     def _fill(self, k: Tensor, known: Tensor, given: Given, seeds: Seeds, guidance: float = 1.0) -> Iterator[Step]:

@@ -203,7 +203,7 @@ class Decoder(ABC):
             return self._prior(condition, drawn)
 
     def decode(self, z: Tensor, given: Any = None) -> Tensor:
-        """Images (B, C, *size) in [-1, 1] of latents z (B, *latent_spec.shape); differentiable in z."""
+        """Images (B, C, *size) in [-1, 1] of latents z (B, *latent_spec.shape); differentiable in z that are not categories."""
         assert isinstance(self, Model)
         self.require_fitted()
         z = self.latent_spec.check(z, "z").to(self.device)

@@ -10,8 +10,11 @@ both learn from the bound its guess gives.
 
     vdvae.py     a hierarchy of stochastic layers at growing resolutions, all trained at once
     _ladder.py   its networks: upward pass, stochastic layers
+    vqvae.py     one map of codes, each a number below K, and a prior learned over them
+    _codebook.py _resnet.py _prior.py   its codes, its networks, its prior
+    _patches.py  convolutions that halve and double, by matrix products where those are quicker
     _pixels.py   p(x | z) on a grid of levels: categorical, or a mixture of discretized logistics
-    _augment.py  training pictures moved, with the model told how
+    _normal.py   the same by a normal distribution of one deviation
 """
 
 DEFAULT = "vdvae"  # what the family's name alone means

@@ -1,28 +1,27 @@
-"""Frechet distance of two sets of 50,000 x 2,048 float32 features, against pytorch-fid's formula and torchmetrics.
+"""Frechet distance of two sets of 50,000 x 2,048 float32 features, against pytorch-fid and torchmetrics.
 
-    python -m benchmarks.frechet                                  (about ten minutes on one core)
-    python -m benchmarks.frechet --images 5000 --features 256     (a few seconds)
+    python -m benchmarks.frechet                           (about six minutes on two cores)
+    python -m benchmarks.frechet --rows 5000 --width 256   (seconds)
 
 By turns in one process, the same features, which decay as an eigenvalue spectrum of three decades:
 
-    pytorch-fid    mean, np.cov of each side, scipy.linalg.sqrtm of the product (its formula, written here)
+    pytorch-fid    mean, np.cov of each side, its own distance (by scipy's sqrtm; its formula where it is not installed)
     torchmetrics   running sums of float64 products in batches of 1,000, then the eigenvalues of the product
-    ours           both sides; "cached" with one side kept; "distance" from two sides that are kept
+    ours           both sides; with one side kept; from two sides that are kept
 
-The share of the limit is that of the float64 products that the covariances need (half of them, by symmetry), as if nothing else
-were done, at the rate of a product measured in the same run.
+The limit is that of the float64 products that the covariances need (half of them, by symmetry), as if nothing else were done.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
 import torch
 
-from benchmarks._turns import by_turns, matmul_rate, table
+from benchmarks._turns import Line, arguments, race
 from nonesuch.evaluate.frechet import Side, frechet_sets
 
 
@@ -43,11 +42,19 @@ def gaussian(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x.mean(0), np.cov(x, rowvar=False)
 
 
-def pytorch_fid(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> float:
+def formula(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
     """pytorch-fid's distance."""
-    difference = one[0] - two[0]
-    root = scipy.linalg.sqrtm(one[1] @ two[1])
-    return float(difference @ difference + np.trace(one[1]) + np.trace(two[1]) - 2 * np.trace(root).real)
+    difference = mean1 - mean2
+    root = scipy.linalg.sqrtm(cov1 @ cov2)
+    return float(difference @ difference + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root).real)
+
+
+def peer() -> tuple[str, Callable[..., float]]:
+    try:
+        from pytorch_fid.fid_score import calculate_frechet_distance
+    except ImportError:
+        return "pytorch-fid's formula", formula
+    return "pytorch-fid", calculate_frechet_distance
 
 
 def torchmetrics_fid(x: np.ndarray, y: np.ndarray) -> float:
@@ -66,52 +73,51 @@ def torchmetrics_fid(x: np.ndarray, y: np.ndarray) -> float:
     return float(_compute_fid(*found))
 
 
-def measure(rounds: int, n: int, d: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each contestant, how many times as long as ours, relative errors and shares of the limit."""
+def measure(rounds: int, n: int, d: int) -> list[Line]:
+    """Both sides, one side kept, both kept."""
     x, y = features(n, d, 0), features(n, d, 1) * np.float32(1.05)
-    sides, stats = (Side(x), Side(y)), (gaussian(x), gaussian(y))
-    reference = pytorch_fid(*stats)
-    error = abs(frechet_sets(*sides) / reference - 1)  # and the sides now have their parts
-    other = abs(torchmetrics_fid(x, y) / reference - 1)
-    rate = matmul_rate(np.float64)
-    found = by_turns(
-        {
-            "ours": lambda: frechet_sets(x, y),
-            "pytorch-fid": lambda: pytorch_fid(gaussian(x), gaussian(y)),
-            "torchmetrics": lambda: torchmetrics_fid(x, y),
-            "ours, one side cached": lambda: frechet_sets(x, sides[1]),
-            "ours, distance": lambda: frechet_sets(*sides),
-            "pytorch-fid, distance": lambda: pytorch_fid(*stats),
-        },
-        rounds,
-    )
-    out = table(found)
-    for name, pair in {
-        "in all": ("ours", "pytorch-fid"),
-        "in all, torchmetrics": ("ours", "torchmetrics"),
-        "one side cached, peer uncached": ("ours, one side cached", "pytorch-fid"),
-        "distance": ("ours, distance", "pytorch-fid, distance"),
-    }.items():
-        out[f"ratio: {name}"] = {"ratio": table({key: found[key] for key in pair}, pair[0])[pair[1]]["ours_is_times"]}
-    out["relative error"] = {"ours": error, "torchmetrics": other}
-    out["limit"] = {"float64_flop_per_s": rate, "share": 2 * n * d * d / rate / out["ours"]["s"]}
-    return out
+    sides, stats = (Side(x), Side(y)), (*gaussian(x), *gaussian(y))
+    name, theirs = peer()
+    reference = theirs(*stats)
+    error, other = (abs(found / reference - 1) for found in (frechet_sets(*sides), torchmetrics_fid(x, y)))
+    block = x[: min(n, 4096)].astype(np.float64)
+
+    def whole() -> float:
+        return theirs(*gaussian(x), *gaussian(y))
+
+    def limit(sets: int) -> tuple[float, Callable[[], object]]:
+        return len(block) / (sets * n), lambda: block.T @ block
+
+    size, unit = f"{n:,} x {d:,}", "distances/s"
+    return [
+        race(
+            f"Frechet distance of two sets of {size}, in all", unit,
+            {
+                "ours": (1, lambda: frechet_sets(x, y)),
+                f"{name}, default": (1, whole),
+                "torchmetrics, default": (1, lambda: torchmetrics_fid(x, y)),
+            },
+            rounds, limit(2), f"relative to {name}: ours {error:.1e}, torchmetrics {other:.1e}",
+        ),
+        race(
+            f"Frechet distance of two sets of {size}, one side kept", unit,
+            {"ours": (1, lambda: frechet_sets(x, sides[1])), f"{name}, default": (1, whole)}, rounds, limit(1),
+        ),
+        race(
+            f"Frechet distance of {d:,} features, both sides kept", unit,
+            {"ours": (1, lambda: frechet_sets(*sides)), f"{name}, default": (1, lambda: theirs(*stats))}, rounds,
+        ),
+    ]  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--features", type=int, default=2048)
-    parser.add_argument("--json", action="store_true")
-    asked, _ = parser.parse_known_args()
-    found = measure(asked.rounds, asked.images, asked.features)
-    if asked.json:
-        print(json.dumps(found))
-        return
-    print(f"twice {asked.images:,} x {asked.features:,} float32; medians of {asked.rounds}; {torch.get_num_threads()} thread(s)")
-    for name, row in found.items():
-        print(f"  {name:40}" + "   ".join(f"{key} {value:.4g}" for key, value in row.items()))
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--rows", type=int, default=50_000)
+        parser.add_argument("--width", type=int, default=2048)
+
+    asked = arguments(__doc__, 3, more)
+    for line in measure(asked.rounds, asked.rows, asked.width):
+        line.show(asked.json)
 
 
 if __name__ == "__main__":

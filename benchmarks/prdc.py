@@ -1,13 +1,13 @@
 """Precision, recall, density and coverage of 10,000 x 10,000 float32 features of 2,048 numbers, against the prdc package.
 
-    python -m benchmarks.prdc                                  (about five minutes on one core)
-    python -m benchmarks.prdc --images 1000 --features 64      (a second)
+    python -m benchmarks.prdc                            (about five minutes on two cores)
+    python -m benchmarks.prdc --rows 1000 --width 64     (a second)
 
 By turns in one process. The peer is the package where it is installed, and otherwise its formula (scikit-learn's pairwise
 distances, a partition of each row), written here. Its neighbours are compared with <, ours with <= as the papers have it, which
 makes no difference unless distances are equal.
-Memory is what the process holds more while ours runs than before. The share of the limit is that of
-the float32 products needed (one for the cross distances, half of one for each set's own), at the rate measured in the same run.
+Memory is what the process holds more while ours runs than before. The limit is that of the products needed (one for the cross
+distances, half of one for each set's own), in the dtype that ours screens with.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from benchmarks._turns import by_turns, matmul_rate, table
+from benchmarks._turns import Line, arguments, race
+from nonesuch.evaluate._pairs import vectors
 from nonesuch.evaluate.prdc import prdc_sets
 
 
@@ -82,8 +81,8 @@ def growth(work: Callable[[], object]) -> int:
     return max(0, most - before)
 
 
-def measure(rounds: int, n: int, d: int, k: int = 5) -> dict[str, dict[str, float]]:
-    """Median seconds of each, how many times as long as ours; scores, memory and share of the limit."""
+def measure(rounds: int, n: int, d: int, k: int = 5) -> Line:
+    """Pairs of images a second."""
     real, fake = features(n, d, 0), features(n, d, 1)
     name, theirs = peer()
 
@@ -92,30 +91,24 @@ def measure(rounds: int, n: int, d: int, k: int = 5) -> dict[str, dict[str, floa
             return theirs(real, fake, nearest_k=k)
 
     more = growth(lambda: prdc_sets(fake, real, k=k))
-    rate = matmul_rate(np.float32)
-    out = table(by_turns({"ours": lambda: prdc_sets(fake, real, k=k), name: quiet}, rounds))
     mine, other = prdc_sets(fake, real, k=k).means(), quiet()
-    out["scores, ours"] = mine
-    out[f"scores, {name}"] = {key: float(other[key]) for key in mine}
-    out["memory"] = {"growth_mib": more / 2**20}
-    out["limit"] = {"float32_flop_per_s": rate, "share": 4 * n * n * d / rate / out["ours"]["s"]}
-    return out
+    off = max(abs(mine[key] - float(other[key])) for key in mine)
+    near = vectors(real)[0].near[:2048]
+    return race(
+        f"Precision, recall, density, coverage of {n:,} x {n:,} x {d:,}", "pairs/s",
+        {"ours": (n * n, lambda: prdc_sets(fake, real, k=k)), f"{name}, default": (n * n, quiet)},
+        rounds, (len(near) ** 2 / 2, lambda: near @ near.T),
+        f"scores differ by at most {off:.1e}; ours holds {more / 2**20:.0f} MiB more",
+    )  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--features", type=int, default=2048)
-    parser.add_argument("--json", action="store_true")
-    asked, _ = parser.parse_known_args()
-    found = measure(asked.rounds, asked.images, asked.features)
-    if asked.json:
-        print(json.dumps(found))
-        return
-    print(f"{asked.images:,} x {asked.images:,} x {asked.features:,}; {asked.rounds} rounds; {torch.get_num_threads()} thread(s)")
-    for name, row in found.items():
-        print(f"  {name:24}" + "   ".join(f"{key} {value:.4g}" for key, value in row.items()))
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--rows", type=int, default=10_000)
+        parser.add_argument("--width", type=int, default=2048)
+
+    asked = arguments(__doc__, 5, more)
+    measure(asked.rounds, asked.rows, asked.width).show(asked.json)
 
 
 if __name__ == "__main__":

@@ -30,13 +30,14 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from nonesuch.evaluate.features import Features, comparison, floor_features
 from nonesuch.evaluate.score import Array, Score, bootstrap_counts, recentred
 
 __all__ = ["Side", "frechet_distance", "frechet_gaussians", "frechet_sets"]
 
-BLOCK = 2**22  # float64 numbers of a block, 32 MiB
+BLOCK = 2**23  # float64 numbers of a block, 64 MiB
 DOUBT = 5e-9  # of the distance: the rounding that the quick way may have
 
 
@@ -108,7 +109,8 @@ def frechet_sets(x1: Array | Side, x2: Array | Side) -> float:
     means = np.square(one.mean - two.mean).sum()
     if (r1 := one.quick) is not None and (r2 := two.quick) is not None:
         a = r1 @ r2.T
-        values = np.linalg.eigvalsh(a @ a.T if len(a) <= a.shape[1] else a.T @ a)
+        square = a @ a.T if len(a) <= a.shape[1] else a.T @ a
+        values = torch.linalg.eigvalsh(torch.from_numpy(square)).numpy()  # in half of numpy's time
         distance = means + np.square(r1).sum() + np.square(r2).sum() - 2 * np.sqrt(np.maximum(values, 0)).sum()
         if rounding(values, r1, r2) <= DOUBT * distance:
             return float(distance)

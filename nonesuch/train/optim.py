@@ -1,8 +1,18 @@
-"""Adam for one objective, and the exponential averages of what samples; both as tensors with names, so that they resume."""
+"""Adam for one objective, and the exponential averages of what samples; both as tensors with names, so that they resume.
+
+All of it is limited by memory: a parameter, its gradient, two moments and an average are read, all but the gradient written. On a
+processor, the large tensors of large networks go through one compiled loop that does clipping, Adam and the average at once, so
+that each number moves once; elsewhere, and where there is no compiler, torch's fused step and its averages do the same one after
+the other, with the same result but for rounding.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +21,69 @@ from nonesuch.core.objective import Objective
 from nonesuch.train.ranks import Ranks
 from nonesuch.train.recipe import Recipe
 from nonesuch.train.shard import is_cut, part, piece, whole
+
+LARGE = 1 << 16  # numbers of a tensor that is worth a call of the loop
+MANY = 1 << 23  # numbers of such tensors for which compiling, some ten seconds when first done, is worth while
+TOGETHER = 4  # tensors of one call; a call costs 0.2 ms, the time of some 100,000 numbers
+
+Row = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]  # a parameter, its gradient, two moments, an average: flat
+
+
+def _at_once(p: Tensor, g: Tensor, m: Tensor, v: Tensor, mean: Tensor | None, numbers: Tensor) -> None:
+    """Clip, step and average, in place, by the `numbers` that `Adam._numbers` gives."""
+    clip, kept, rate1, beta2, rate2, step, root2, eps, rate = numbers.unbind()
+    g = g * clip
+    m_new = torch.lerp(m, g, rate1)
+    v_new = v * beta2 + g * g * rate2
+    p_new = p * kept - step * m_new / (v_new.sqrt() / root2 + eps)
+    if mean is not None:
+        mean.copy_(torch.lerp(mean, p_new, rate))
+    p.copy_(p_new)
+    m.copy_(m_new)
+    v.copy_(v_new)
+
+
+def _together(rows: Sequence[Row], numbers: Tensor) -> None:
+    for row in rows:
+        _at_once(*row, numbers)
+
+
+@functools.cache
+def compiled(averaged: bool) -> Callable[[Sequence[Row], Tensor], None] | None:
+    """The loop over rows that all have an average, or none; None where it cannot be compiled."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        return None
+    loop = torch.compile(_together, dynamic=True)
+    unequal = [_zeros(LARGE + 64 * i, averaged) for i in range(TOGETHER)]  # sizes found equal would stay so
+    padding = [_zeros(64, averaged) for _ in range(TOGETHER)]
+    try:
+        with torch.no_grad():
+            loop(unequal, torch.ones(9))
+    except Exception:  # whatever is missing on this machine, from headers to a place to write: there is another way
+        return None
+
+    def run(rows: Sequence[Row], numbers: Tensor) -> None:
+        for i in range(0, len(rows), TOGETHER):
+            some = rows[i : i + TOGETHER]
+            loop([*some, *padding[len(some) :]], numbers)
+
+    return run
+
+
+def _zeros(n: int, averaged: bool) -> Row:
+    p, g, m, v, mean = (torch.zeros(n) for _ in range(5))  # each by itself: views of one tensor are compiled otherwise
+    return p, g, m, v, mean if averaged else None
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A dense tensor's numbers as they lie in memory; no view, of whose bases the compiler tells the shapes apart."""
+    return tensor.as_strided((tensor.numel(),), (1,)).data
+
+
+def _dense(tensor: Tensor) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = formats.get(tensor.dim(), torch.contiguous_format)
+    return tensor.is_contiguous() or tensor.is_contiguous(memory_format=layout)
 
 
 class Adam:
@@ -26,27 +99,67 @@ class Adam:
         self.inner = torch.optim.AdamW(
             self.owned, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=True
         )
+        large = [
+            p for p in self.owned if p.numel() >= LARGE and p.device.type == "cpu" and p.dtype == torch.float32 and _dense(p)
+        ]
+        self.large = {id(p) for p in large} if sum(p.numel() for p in large) >= MANY else set()
 
     @torch.no_grad()
-    def step(self, grads: Sequence[Tensor], images: int) -> Tensor:
-        """Apply the gradients at the clock's reading; returns their norm before clipping. Not applied when it is not finite."""
+    def step(self, grads: Sequence[Tensor], images: int, averages: Averages | None = None) -> Tensor:
+        """Apply the gradients at the clock's reading; returns their norm before clipping. Not applied when it is not finite.
+
+        averages: those of the round, of which it may do the parameters' own while it has them at hand.
+        """
         norm = torch.nn.utils.get_total_norm(grads)
         if self.cut:
             norm = self.ranks.sum(norm.square()).sqrt()  # of all pieces
         if not torch.isfinite(norm):
             return norm
         scale = (self.recipe.clip / (norm + 1e-8)).clamp(max=1.0) if self.recipe.clip > 0 else torch.ones_like(norm)
+        lr = self.recipe.lr_at(images) * self.objective.lr_scale
+        pairs = [
+            # A gradient in another memory layout (channels last) would be read as if it were in the parameter's.
+            (p, g if g.stride() == p.stride() else torch.empty_like(p).copy_(g))
+            for p, g in zip(self.owned, grads, strict=True)
+        ]
+        if self.large and compiled(averages is not None):
+            self._step_large([(p, g) for p, g in pairs if id(p) in self.large], scale, lr, averages)
+            pairs = [(p, g) for p, g in pairs if id(p) not in self.large]
+        if pairs:
+            self._step_fused(pairs, scale, lr)
+        return norm
+
+    def _step_fused(self, pairs: list[tuple[Tensor, Tensor]], scale: Tensor, lr: float) -> None:
         # Not in place: two parameters' gradients may be one tensor (of a sum), or a single number spread out (of a mean).
         # Times 1 is nothing, and a pass over them; a GPU is not made to wait for the answer.
         unchanged = scale.device.type == "cpu" and bool(scale == 1)
-        for p, g in zip(self.owned, grads if unchanged else torch._foreach_mul(list(grads), scale), strict=True):
-            # A gradient in another memory layout (channels last) is read by the fused step as if it were in the parameter's.
-            p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
-        self.inner.param_groups[0]["lr"] = self.recipe.lr_at(images) * self.objective.lr_scale
+        grads = [g for _, g in pairs]
+        for (p, _), g in zip(pairs, grads if unchanged else torch._foreach_mul(grads, scale), strict=True):
+            p.grad = g
+        self.inner.param_groups[0]["lr"] = lr
         self.inner.step()
-        for p in self.owned:
+        for p, _ in pairs:
             p.grad = None
-        return norm
+
+    def _step_large(self, pairs: list[tuple[Tensor, Tensor]], scale: Tensor, lr: float, averages: Averages | None) -> None:
+        rows: dict[tuple[int, bool], list[Row]] = {}
+        for p, g in reversed(pairs):  # the norm has just read the gradients: the last are still in the caches
+            if not (state := self.inner.state[p]):  # as torch begins it
+                state |= {"step": torch.zeros((), dtype=torch.float32), "exp_avg": torch.zeros_like(p)}
+                state |= {"exp_avg_sq": torch.zeros_like(p)}
+            state["step"] += 1
+            mean = averages.take(p) if averages else None
+            kind = int(state["step"]), mean is not None
+            row = (_flat(p), _flat(g), _flat(state["exp_avg"]), _flat(state["exp_avg_sq"]), None if mean is None else _flat(mean))
+            rows.setdefault(kind, []).append(row)
+        for (count, averaged), some in rows.items():
+            numbers = self._numbers(count, float(scale), lr, 1 - averages.decay if averages else 0.0)
+            (compiled(averaged) or _together)(some, numbers)
+
+    def _numbers(self, count: int, scale: float, lr: float, rate: float) -> Tensor:
+        (beta1, beta2), r = self.recipe.betas, self.recipe
+        step, root2 = lr / (1 - beta1**count), math.sqrt(1 - beta2**count)
+        return torch.tensor([scale, 1 - lr * r.weight_decay, 1 - beta1, beta2, 1 - beta2, step, root2, r.eps, rate])
 
     def state(self) -> dict[str, Tensor]:
         """Named tensors of the optimizer's state, gathered; empty before the first step."""
@@ -63,7 +176,12 @@ class Adam:
             prefix = f"{self.objective.name}/{i}/"
             found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if found:
-                self.inner.state[own] = {k: piece(v, p, self.ranks).to(own.device).clone() for k, v in found.items()}
+                own_state = {k: piece(v, p, self.ranks).to(own.device) for k, v in found.items()}
+                # in the parameter's memory layout, which both ways of the step take for granted
+                self.inner.state[own] = {
+                    k: torch.empty_like(own, dtype=v.dtype).copy_(v) if v.shape == own.shape else v.clone()
+                    for k, v in own_state.items()
+                }
 
 
 class Averages:
@@ -73,12 +191,29 @@ class Averages:
         sampling = {id(p) for o in objectives if o.average for p in o.parameters}
         self.live = {name: p for name, p in model.named_parameters() if id(p) in sampling}
         self.mean = {name: part(p).detach().clone() for name, p in self.live.items()}
+        self.begin(1.0)
+
+    def begin(self, decay: float) -> None:
+        """A round in which mean <- decay mean + (1 - decay) live."""
+        self.decay, self.left = decay, {id(part(p)): name for name, p in self.live.items()}
+
+    def take(self, p: Tensor) -> Tensor | None:
+        """The average of a parameter that the caller will update in this round; None if it has none."""
+        name = self.left.pop(id(p), None)
+        return None if name is None else self.mean[name]
 
     @torch.no_grad()
+    def finish(self) -> None:
+        """Update those that nobody took in this round."""
+        if self.left:
+            live = [part(self.live[name]) for name in self.left.values()]
+            torch._foreach_lerp_([self.mean[name] for name in self.left.values()], live, 1 - self.decay)
+        self.left = {}
+
     def update(self, decay: float) -> None:
-        """mean <- decay mean + (1 - decay) live."""
-        if self.mean:
-            torch._foreach_lerp_(list(self.mean.values()), [part(p) for p in self.live.values()], 1 - decay)
+        """mean <- decay mean + (1 - decay) live, of all."""
+        self.begin(decay)
+        self.finish()
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -84,6 +84,7 @@ class Run:
         """
         self._begin()
         batch, logged = self.batch(), {}
+        self.averages.begin(self.recipe.average_decay(self.images + self.recipe.batch))
         for i, (objective, optimizer) in enumerate(zip(self.objectives, self.optimizers, strict=True)):
             if self.rounds % objective.every:
                 continue
@@ -91,7 +92,7 @@ class Run:
             for name, value in loss.items():
                 if not torch.isfinite(value):
                     raise NonFinite(objective.name, self.images, self.recipe.batch, name, float(value))
-            norm = optimizer.step(grads, self.images)
+            norm = optimizer.step(grads, self.images, None if objective.after_step else self.averages)
             if not torch.isfinite(norm):
                 raise NonFinite(objective.name, self.images, self.recipe.batch)
             if objective.after_step:
@@ -99,7 +100,7 @@ class Run:
             logged |= {**loss, **watch, f"{objective.name}_gradient": norm}
         self.images += self.recipe.batch
         self.rounds += 1
-        self.averages.update(self.recipe.average_decay(self.images))
+        self.averages.finish()
         self.model.images_seen.fill_(self.images)
         return logged
 

@@ -9,9 +9,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from nonesuch.train import memory
 
@@ -158,3 +162,38 @@ def _alone(module: torch.nn.Module, shape: Sequence[int], dtype: torch.dtype) ->
     weight = weight.to(memory_format=layout)
     convolve = {3: torch.nn.functional.conv1d, 4: torch.nn.functional.conv2d, 5: torch.nn.functional.conv3d}[len(shape)]
     return lambda: convolve(x, weight, None, module.stride, module.padding, module.dilation, module.groups)  # type: ignore[arg-type, union-attr]
+
+
+class _Products(TorchDispatchMode):
+    """Notes the convolutions and matrix products that run within, forward, backward, and backward of backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: list[Callable[[], object]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._overloadpacket._qualified_op_name.removeprefix("aten::") in _PRODUCTS:
+            held = tree_map(
+                lambda v: (
+                    torch.empty_strided(v.shape, v.stride(), dtype=v.dtype).fill_(0.5) if isinstance(v, torch.Tensor) else v
+                ),
+                args,
+            )
+            self.met.append(partial(func, *held, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+_PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
+
+
+def replayed(step: Callable[[], object]) -> Callable[[], None]:
+    """The convolutions and matrix products of one call of `step`, with operands of the same shapes, strides and dtypes."""
+    with _Products() as products:
+        step()
+
+    def run() -> None:
+        with torch.no_grad():
+            for one in products.met:
+                one()
+
+    return run

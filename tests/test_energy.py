@@ -91,10 +91,28 @@ def test_recovery_gradient_equals_the_exact_one_of_an_enumerated_partition_funct
     (exact,) = torch.autograd.grad(double_well(plus, theta)[0] + log_z, theta)  # of -log p(plus | noisy), up to constants
 
     start, t, eps = noisy.expand(N, 1), torch.tensor(spread), torch.tensor(0.4)
-    minus = recover(lambda y: double_well(y, theta), start, t, eps, 100, draws())
+    minus = recover(lambda y: gradient(lambda at: double_well(at, theta), y), start, t, eps, 100, draws())
     (found,) = torch.autograd.grad(double_well(plus, theta)[0] - double_well(minus, theta).mean(), theta)
     assert torch.allclose(found, exact, atol=0.02)
     assert exact.abs().min() > 0.1
+
+
+@pytest.mark.parametrize("shape", [{}, {"patch": 2, "depth": 1}, {"channels_at": (8, 12)}])
+@pytest.mark.parametrize("size", [(6, 5), (4,), ()])
+def test_the_slope_that_chains_follow_is_the_gradient_of_the_energy(shape: dict[str, object], size: tuple[int, ...]):
+    spec = ImageSpec(2, size, axes={0: "", 1: "l", 2: "hw"}[len(size)], kind="continuous", levels=None)
+    model = build(spec, lively=True, **shape).double()
+    model.compute_dtype = torch.float64
+    keys = Seeds.of(3, 5)
+    y, sigma = keys.normal("y", 2, *size).double(), keys.uniform("sigma").double() + 0.2
+    given = model.schema.given(5, {"label": ["a", "b", "c", None, "a"]})
+    c = model._told(sigma, model.condition(given, 5, y.device)).detach()
+    weights = model.network.frozen(torch.float64)
+    exact = gradient(lambda at: model.energy_at(at, sigma, given), y)
+    found = model._slope(y, sigma, c, weights)
+    # The readout, and so the last step forward and the first one back, are in float32.
+    assert torch.allclose(found, exact, rtol=1e-5, atol=1e-6)
+    assert (exact - y / (1 + sigma.view(-1, *[1] * (y.dim() - 1)) ** 2)).abs().max() > 1e-3  # the network has its say
 
 
 @pytest.mark.parametrize("loss", ["match", "recovery"])

@@ -105,7 +105,7 @@ def _compare(data: str, out: Path, runs: Path | None, as_json: bool, families: s
     name = re.sub(r"[^\w.-]+", "-", Path(data).name)
     place = runs or Path("runs") / f"compare-{name}-{digest_of_code(json.dumps([data, asked]))}"
     with _compared() as draw:
-        found = run(data, families=families.split(",") if families else None, out=place, on_event=draw, **asked)
+        found = run(data, families=families.split(",") if families else None, out=place, on_event=draw, at_once=None, **asked)
     if _report(found, found.save(out), place, as_json):
         raise typer.Exit(FAILED)
 
@@ -125,7 +125,7 @@ def _report(found: Comparison, written: Path, place: Path, as_json: bool) -> boo
 
 @contextlib.contextmanager
 def _compared() -> Iterator[Any]:
-    """A bar for the row under way, and a line for every finished one, on standard error."""
+    """A bar for each row under way, and a line for every finished one, on standard error."""
     from rich import progress as rich_progress
     from rich.console import Console
 
@@ -133,18 +133,27 @@ def _compared() -> Iterator[Any]:
     text, bar, clock = rich_progress.TextColumn, rich_progress.BarColumn(), rich_progress.TimeElapsedColumn()
     columns = (text("{task.description}"), bar, text("{task.fields[what]}"), clock)
     with rich_progress.Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
-        task = bars.add_task("", total=None, what="")
+        tasks: dict[str, rich_progress.TaskID] = {}
 
         def draw(progress: Progress) -> None:
             name = f"{progress.place}/{progress.total} {progress.row}" if progress.row else progress.text
-            event = progress.event
+            event, ended = progress.event, progress.stage in ("done", "kept", "failed")
+            if progress.row:  # what was prepared for all is over
+                for key in [k for k in tasks if not k]:
+                    bars.remove_task(tasks.pop(key))
+            if ended:
+                if progress.row in tasks:
+                    bars.remove_task(tasks.pop(progress.row))
+                said = (progress.text.strip() or progress.stage).splitlines()[-1]
+                console.print(f"{name}: {said}", highlight=False, markup=False, soft_wrap=True)
+                return
+            if progress.row not in tasks:
+                tasks[progress.row] = bars.add_task(name, total=None, what="")
+            task = tasks[progress.row]
             if event is not None:
                 terms = "  ".join(f"{k} {v:.3g}" for k, v in list(event.terms.items())[:2])
                 what = f"{event.images_per_s:,.0f} images/s  {terms}"
                 bars.update(task, description=name, total=event.total, completed=event.images, what=what)
-            elif progress.stage in ("done", "kept", "failed"):
-                said = (progress.text.strip() or progress.stage).splitlines()[-1]
-                console.print(f"{name}: {said}", highlight=False, markup=False, soft_wrap=True)
             else:
                 bars.update(task, description=name, total=None, what=progress.text)
 

@@ -171,11 +171,13 @@ class Seeds:
 
     def keep(self, name: str, p: float, *shape: int, step: int = 0, device: torch.device | str = "cpu") -> Tensor:
         """(n, *shape) float32 dropout masks: 1 / (1 - q) or 0, where q is p to the nearest 1/256 (a byte a decision)."""
-        count = math.prod(shape)
-        words = self.bits(name, -(-count // 4), step, device)
-        shifts = torch.tensor([0, 8, 16, 24], device=device)
-        bytes_ = ((words[..., None] >> shifts) & 255).view(len(self), -1)[:, :count]
-        cut = min(255, round(p * 256))
+        count, cut = math.prod(shape), min(255, round(p * 256))
+        words = -(-count // 4)
+        if torch.device(device).type == "cpu":  # a word's bytes, lowest first, as they lie in memory: no pass over int64
+            bytes_ = torch.from_numpy(self._words(name, words, step).astype("<u4").view(np.uint8))[:, :count]
+        else:
+            shifts = torch.tensor([0, 8, 16, 24], device=device)
+            bytes_ = ((self.bits(name, words, step, device)[..., None] >> shifts) & 255).view(len(self), -1)[:, :count]
         return (bytes_ >= cut).float().mul_(256 / (256 - cut)).view(len(self), *shape)
 
     def categorical(self, logits: Tensor, name: str, step: int = 0) -> Tensor:

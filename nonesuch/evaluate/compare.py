@@ -4,6 +4,9 @@ Each model is trained by `fit` with its own preset and the one budget, under the
 baselines are fitted to the same training split. A family that fails has a row that says why. With `out` every model is a
 checkpoint in a folder below it, and what is finished there is not done again by the same call.
 
+`at_once` networks can be trained at the same time, each in a process of its own (`_together.py`). A time budget is of the whole
+machine: with n at once, each has an n-th of the cores for n times as long.
+
 References:
 | Deep Generative Modelling: A Comparative Review (Bond-Taylor et al., 2021) arXiv:2103.04922
 """
@@ -16,8 +19,8 @@ import json
 import shlex
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +35,7 @@ from nonesuch.core.given import Category, did_you_mean
 from nonesuch.core.model import Model
 from nonesuch.data.dataset import Data
 from nonesuch.data.open import open as open_data
+from nonesuch.evaluate import _together
 from nonesuch.evaluate.baselines import BASELINES
 from nonesuch.evaluate.comparison import CLASSICAL, Comparison, Row
 from nonesuch.evaluate.panel import Measured, Panel, Subject, flat, subject_of_baseline, subject_of_model
@@ -85,38 +89,77 @@ def compare(
     data: Any, *, budget: str | int | Budget = "5m", families: Sequence[str] | None = None,
     given: str | Sequence[str] | None = "auto", fit: str | None = None, size: int | Sequence[int] | None = None, seeds: int = 0,
     out: str | Path | None = None, on_event: Callable[[Progress], None] | None = None, baselines: bool = True,
-    limit: int = 2000, sample_seeds: int = 5,
+    limit: int = 2000, sample_seeds: int = 5, at_once: int | None = 1,
 ) -> Comparison:  # fmt: skip
     """Train every family on the same images with the same budget, and measure all of them alike.
 
     data, fit, size: Data, or what `nonesuch.data.open` takes. budget: a time ("5m") or a number of images ("200k") for each.
     families: as in `subjects`. given: the condition's columns; "auto" is the first one of categories, if there is one.
     seeds: of training and of the first set of samples. out: a folder for the checkpoints, taken up again by the same call.
-    limit: the most images of a split, and samples, that are measured. Raises ValueError for bad names, budgets and data.
+    limit: the most images of a split, and samples, that are measured. at_once: networks trained at the same time (None: one a
+    core, where data is a name or a folder); above 1 a script needs its `if __name__ == "__main__":`, as multiprocessing wants.
+    Raises ValueError for bad names, budgets and data.
     """
     length = Budget.parse(budget)
     names = subjects(families, baselines)
+    networks = [n for n in names if n not in BASELINES]
+    if at_once is None:
+        at_once = _together.at_once(len(networks)) if isinstance(data, (str, Path)) else 1
+    elif at_once < 1 or (at_once > 1 and not isinstance(data, (str, Path))):
+        raise ValueError("at_once must be at least 1, and above it the data must be a name or a folder, to be opened again.")
     opened = open_data(data, fit=fit, size=size)
     columns = _columns(opened, given)
     sides = [size] if isinstance(size, int) else [] if size is None else list(size)
     source = [str(data) if isinstance(data, (str, Path)) else opened.name]
     source += [*(["--fit", fit] if fit else []), *(["--size", "x".join(map(str, sides))] if sides else [])]
     text = (str(length.images) if length.images else f"{length.seconds:g}s") if isinstance(budget, Budget) else str(budget)
-    plan = _Plan(opened, columns, tuple(source), text, length, seeds, Path(out) if out else None, limit, sample_seeds)
+    plan = _Plan(opened, columns, tuple(source), text, length, seeds, Path(out) if out else None, limit, sample_seeds, at_once)
     tell = on_event or (lambda progress: None)
     kept = {name: plan.kept(name) for name in names}  # before anything long: another comparison's folder is refused
     tell(Progress("", 0, len(names), "prepare", "training the feature network on the real images"))
     start = time.perf_counter()
     panel = Panel.of(opened, columns, limit=limit, seed=seeds)
     prepare_s = time.perf_counter() - start
+    places = {name: partial(Progress, name, place, len(names)) for place, name in enumerate(names, 1)}
+    apart = [n for n in networks if not kept[n]] if at_once > 1 else []
+    found = _apart(plan, panel, apart, partial(open_data, data, fit=fit, size=size), places, tell) if apart else {}
     rows = []
-    for place, name in enumerate(names, 1):
-        told = partial(Progress, name, place, len(names))
-        rows.append(kept[name] or _Run(plan, panel, lambda *a, told=told, **k: tell(told(*a, **k))).row(name))
+    for name, told in places.items():
+        rows.append(kept[name] or found.get(name) or _Run(plan, panel, partial(_told, tell, told)).row(name))
         if kept[name]:
             tell(told("kept", "finished before, and read again"))
     protocol = {**_protocol(panel, plan), "prepare_s": prepare_s, "seconds": time.perf_counter() - start}
     return Comparison(_data_summary(opened, columns), protocol, rows, _grid(panel, panel.train.x))
+
+
+def _told(tell: Callable[[Progress], None], told: Callable[..., Progress], *args: Any, **more: Any) -> None:
+    tell(told(*args, **more))
+
+
+def _apart(
+    plan: _Plan, panel: Panel, names: Sequence[str], opened: Callable[[], Data], places: Mapping[str, Callable[..., Progress]],
+    tell: Callable[[Progress], None],
+) -> dict[str, Row]:  # fmt: skip
+    """Rows of networks made by processes of their own, which open the data again."""
+    work = partial(_made, replace(plan, data=None), replace(panel, data=None), opened)  # type: ignore[arg-type]
+    rows = {}
+    for name, value, ended in _together.made(names, work, plan.at_once):
+        if not ended:
+            args, more = value
+            tell(places[name](*args, **more))
+        elif value is None:
+            rows[name] = Row(name, name.split("/")[0], plan.command(name), failed="its process ended early; is there memory?")
+            tell(places[name]("failed", rows[name].failed))
+        else:
+            rows[name] = Row.from_json(value[0], **{k: torch.from_numpy(v) for k, v in value[1].items()})
+    return rows
+
+
+def _made(plan: _Plan, panel: Panel, opened: Callable[[], Data], name: str, tell: Callable[..., None]) -> tuple[Any, Any]:
+    """A row as plain values and arrays, in a process of its own."""
+    data = opened()
+    row = _Run(replace(plan, data=data), replace(panel, data=data), tell).row(name)
+    return row.to_json(), {"grid": row.grid.numpy(), "pairs": row.pairs.numpy()}
 
 
 def digest_of_code(also: str = "") -> str:
@@ -149,6 +192,12 @@ class _Plan:
     out: Path | None
     limit: int
     sample_seeds: int
+    at_once: int = 1
+
+    @property
+    def length(self) -> str:
+        """The budget of a process that has its share of the cores: the same seconds of the whole machine."""
+        return f"{self.budget.seconds * self.at_once:g}s" if self.budget.seconds and self.at_once > 1 else self.text
 
     @property
     def allowance_s(self) -> float:
@@ -238,7 +287,7 @@ class _Run:
             self.tell("train", event=event)
 
         plan, columns, folder = self.plan, list(self.plan.columns), self.plan.folder(row.name)
-        model = fit(row.name, plan.data, given=columns, budget=plan.text, seed=plan.seed, out=folder, on_event=draw)
+        model = fit(row.name, plan.data, given=columns, budget=plan.length, seed=plan.seed, out=folder, on_event=draw)
         row.looks = [look.to_json() for look in kept_looks(folder, int(model.images_seen)) or looks]
         rate = last[0].images_per_s or _recorded_rate(folder)
         row.costs |= {"wall_s": time.perf_counter() - start, **_costs(model, rate)}
@@ -336,6 +385,7 @@ def _protocol(panel: Panel, plan: _Plan) -> dict[str, Any]:
         "budget": plan.text, "seed": plan.seed, "n": len(panel.train), "test": len(panel.test), "label": panel.label,
         "sample_seeds": plan.sample_seeds, "watched": round(held_share(plan.data) * len(plan.data.train)),
         "extractor": extractor.name if extractor else "pixels", "extractor_sha256": extractor.sha256 if extractor else "",
-        "note": panel.note, "threads": torch.get_num_threads(), "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "note": panel.note, "threads": torch.get_num_threads(), "at_once": plan.at_once,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
         "torch": str(torch.__version__), "distances": panel.distances["train"].extractor,
     }  # fmt: skip

@@ -7,7 +7,7 @@ squared error over all noise levels *is* the likelihood (a bound; or an estimate
 
 It can: sample well and with any number of steps, say a likelihood, be guided, restore (D composes with a known degradation).
 It cannot: sample in one step, or give latents of fewer dimensions than the image.
-It costs: one network evaluation a training image, about 18 a sampled image, 33 a likelihood.
+It costs: one network evaluation a training image, 8 to 18 a sampled image, 33 a likelihood.
 
     ddpm.py          DDPM: noise in a thousand discrete steps, a network that predicts it; ancestral sampling and DDIM
     _ddpm_unet.py    the published U-Net

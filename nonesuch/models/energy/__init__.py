@@ -9,7 +9,7 @@ to samples of p. Learning lowers E on data and raises it where the model's own c
 
 Can: sample; rank images (`energy`), hence detect the odd one out; add energies (products of experts).
 Cannot: say a likelihood, so it has no bits per dimension; encode; sample in a few evaluations.
-Costs: a network evaluation and its backward pass for each of some 64 steps of sampling; to train, a second derivative and a
+Costs: a network evaluation and its backward pass for each of some 32 to 64 steps of sampling; to train, a second derivative and a
 short chain.
 
     recovery.py    energies over noise levels, trained by recovery likelihood and score matching

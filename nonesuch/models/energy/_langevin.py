@@ -21,6 +21,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,9 +42,16 @@ def langevin(
 
     energy(k, x) (B,) is step k's; eps[k], broadcast against x, its step size; noise(k) its standard normal draw, of x's shape.
     """
+    yield from downhill(lambda k, at: gradient(partial(energy, k), at), x, eps, noise)
+
+
+def downhill(
+    slope: Callable[[int, Tensor], Tensor], x: Tensor, eps: Sequence[Tensor | float], noise: Callable[[int], Tensor]
+) -> Iterator[Tensor]:
+    """The same for slope(k, x) = grad E of step k, for those who know it better than by automatic differentiation."""
     half = 0.5 * eps[0] * noise(0)
     for k, size in enumerate(eps):
         ahead = 0.5 * eps[min(k + 1, len(eps) - 1)] * noise(k + 1)
-        x = x - 0.5 * size**2 * gradient(lambda at, k=k: energy(k, at), x) + half + ahead  # type: ignore[misc]  # Eq. 2
+        x = x - 0.5 * size**2 * slope(k, x) + half + ahead  # Eq. 2
         half = ahead
         yield x

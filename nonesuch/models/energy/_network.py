@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from nonesuch.core.seeds import Seeds
-from nonesuch.nn.conv import Conv, Dropout, Linear, channels_last, space_to_depth, zero
+from nonesuch.nn.conv import Conv, Dropout, Linear, channels_last, depth_to_space, space_to_depth, zero
+
+Frozen = dict[str, Tensor]  # weights by name, outside of any graph
 
 
 class ConvBlock(nn.Module):
@@ -81,3 +85,49 @@ class ScalarNetwork(nn.Module):
             h = block(h, c, keys)
         out: Tensor = self.readout(F.silu(h.float()))[:, 0]
         return out
+
+    def frozen(self, dtype: torch.dtype) -> Frozen:
+        """The weights as a chain uses them, cast once and not at each step; the readout stays float32."""
+        named = self.named_parameters()
+        return {n: p.detach() if n.startswith("readout") else p.detach().to(dtype) for n, p in named}
+
+    def told(self, c: Tensor, weights: Frozen) -> list[tuple[Tensor, Tensor]]:
+        """1 + scale and shift of each dense block under c: what a chain whose c stays the same needs once."""
+        found = []
+        for i in range(len(self.tail)):
+            name = f"tail.{i}.modulation"
+            scale, shift = F.linear(c.to(self._dtype(weights)), weights[f"{name}.weight"], weights[f"{name}.bias"]).chunk(2, 1)
+            found.append((scale + 1, shift))
+        return found
+
+    def slope(self, u: Tensor, c: Tensor, weights: Frozen, told: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """The gradient in u of `forward`'s sum, without a graph where the network is dense, by the chain rule written out.
+
+        Chains are many calls on few images, whose time is that of keeping the books of automatic differentiation.
+        """
+        if self.stages:
+            with torch.enable_grad():
+                leaf = u.detach().requires_grad_()
+                (grad,) = torch.autograd.grad(functional_call(self, weights, (leaf, c)).sum(), leaf)
+            return grad
+        told = self.told(c, weights) if told is None else told
+        x = space_to_depth(F.pad(u, self.pad), self.patch)
+        h = F.linear(x.flatten(1).to(self._dtype(weights)), weights["flat.weight"], weights["flat.bias"])
+        kept: list[tuple[Tensor, Tensor]] = []
+        for i, (scale, shift) in enumerate(told):
+            w1, b1, w2, b2 = (weights[f"tail.{i}.{n}"] for n in ("map1.weight", "map1.bias", "map2.weight", "map2.bias"))
+            inner = torch.addcmul(shift, F.linear(F.silu(h), w1, b1), scale)
+            kept.append((h, inner))
+            h = h + F.linear(F.silu(inner), w2, b2)
+        back = torch.ops.aten.silu_backward
+        g = back(weights["readout.weight"].expand(len(h), -1), h.float()).to(h.dtype)
+        for i in reversed(range(len(told))):
+            h, inner = kept[i]
+            d = back(g @ weights[f"tail.{i}.map2.weight"], inner).mul_(told[i][0])
+            g = g + back(d @ weights[f"tail.{i}.map1.weight"], h)
+        d = (g @ weights["flat.weight"]).view(x.shape)
+        return depth_to_space(d, self.patch)[(..., *[slice(s) for s in u.shape[2:]])].to(u.dtype)
+
+    @staticmethod
+    def _dtype(weights: Frozen) -> torch.dtype:
+        return weights["flat.weight"].dtype

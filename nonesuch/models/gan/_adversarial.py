@@ -17,9 +17,14 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from nonesuch.nn.higher import of_input_only
 
 
 def pairing_loss(winner: Tensor, loser: Tensor) -> Tensor:
@@ -29,5 +34,19 @@ def pairing_loss(winner: Tensor, loser: Tensor) -> Tensor:
 
 def squared_gradient(logits: Tensor, x: Tensor) -> Tensor:
     """|grad_x D(x)|^2 (B,) in float32 for logits (B,) computed from x (B, ...); differentiable in D's weights (Eq. 2)."""
-    (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    with of_input_only():
+        (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return slope.float().square().flatten(1).sum(1)
+
+
+@contextmanager
+def held(*players: nn.Module) -> Iterator[None]:
+    """Within, what is computed by these networks has gradients in their inputs only: the other player's turn costs half."""
+    learning = [p for player in players for p in player.parameters() if p.requires_grad]
+    for p in learning:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad_(True)

@@ -20,17 +20,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nonesuch.nn.conv import Conv, Linear, channels_last, downsample, upsample, zero
+from nonesuch.nn.conv import Linear, channels_last, downsample, upsample, zero
+from nonesuch.nn.higher import Conv, leaky_relu
 
 _SLOPE = 0.2
 _GAIN = math.sqrt(2 / (1 + _SLOPE**2))  # keeps the variance through the rectifier
 
 
 def activation(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, _SLOPE)
+    return leaky_relu(x, _SLOPE)
 
 
 def gained(layer: nn.Module, gain: float) -> nn.Module:

@@ -132,12 +132,17 @@ def bandwidth(floats: int = 2**26, rounds: int = 3) -> float:
     return 12 * floats / min(seconds(lambda: y.add_(x)) for _ in range(rounds))
 
 
-def convolutions(model: torch.nn.Module, call: Callable[[], object], dtype: torch.dtype = torch.bfloat16) -> Callable[[], None]:
-    """The convolutions and linear maps that `call` runs in `model`, in `dtype` and channels last, and nothing between them."""
+def convolutions(
+    model: torch.nn.Module, call: Callable[[], object], dtype: torch.dtype = torch.bfloat16,
+    only: Callable[[torch.nn.Module], bool] = lambda module: True,
+) -> Callable[[], None]:  # fmt: skip
+    """The convolutions and linear maps, or `only` some, that `call` runs in `model`, in `dtype` channels last, and no more."""
     met: list[tuple[torch.Size, torch.nn.Module]] = []
     kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
     hooks = [
-        m.register_forward_pre_hook(lambda m, i: met.append((i[0].shape, m))) for m in model.modules() if isinstance(m, kinds)
+        m.register_forward_pre_hook(lambda m, i: met.append((i[0].shape, m)))
+        for m in model.modules()
+        if isinstance(m, kinds) and only(m)
     ]
     with torch.no_grad():
         call()

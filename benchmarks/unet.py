@@ -1,24 +1,22 @@
 """Evaluations of DDPM's published U-Net (35.7 M, 32 x 32, one attention head), the same weights here and in diffusers.
 
-    python -m benchmarks.unet          (needs diffusers; about three minutes on one thread)
+    python -m benchmarks.unet          (needs diffusers; about three minutes)
 
 Peers, in the same process and by turns with ours:
 
-    default    diffusers' UNet2DModel as its README uses it: float32, its own memory layout
-    tuned      the same in bf16 and channels-last
-    compiled   the tuned one under torch.compile, if that ends within `--compile-within` seconds
+    default             diffusers' UNet2DModel as its README uses it: float32, its own memory layout
+    tuned               the same in bf16 and channels-last
+    tuned, compiled     and under torch.compile, if that ends within `--compile-within` seconds
 
-The limit is measured in the same rounds: the network's convolutions of 3 x 3 (the work of one call, counted by hooks), each as
-one bf16 channels-last call with nothing between them. The ratio beside it is the share of the limit that ours reaches. Ratios are
-medians of the ratios of neighbouring measurements; each rate has the relative L2 distance to diffusers' float32 answer with it.
+The limit is the network's convolutions of 3 x 3 (the work of one call, counted by hooks), each as one bf16 channels-last
+call with nothing between them. The note has the relative L2 distance of each to diffusers' float32 answer, and what a cold start
+costs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import signal
-import statistics
 import tempfile
 import time
 import warnings
@@ -26,12 +24,14 @@ from collections.abc import Callable
 from types import FrameType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nonesuch.core.seeds import Seeds
+from benchmarks._turns import arguments, convolutions, race
 from nonesuch.models.diffusion._diffusers import from_diffusers
 from nonesuch.models.diffusion.ddpm import DDPM
+from nonesuch.nn import native
+from nonesuch.nn.fused import Fusible
+from nonesuch.train.device import place
 
 PUBLISHED = {
     "sample_size": 32, "block_out_channels": (128, 256, 256, 256), "layers_per_block": 2, "attention_head_dim": None,
@@ -39,126 +39,105 @@ PUBLISHED = {
     "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), "downsample_padding": 0, "norm_eps": 1e-6,
     "flip_sin_to_cos": False, "freq_shift": 1,
 }  # fmt: skip
-Call = Callable[[Tensor, Tensor], Tensor]
+Call = Callable[[], Tensor]
 
 
-def pair() -> tuple[nn.Module, DDPM]:
+def pair(config: dict[str, object] = PUBLISHED) -> tuple[nn.Module, DDPM]:
     """diffusers' network with its random weights, and ours with the same."""
     from diffusers import UNet2DModel
 
-    theirs = UNet2DModel(**PUBLISHED).eval()
+    theirs = UNet2DModel(**config).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         return theirs, from_diffusers(folder)
 
 
-def ours(model: DDPM, dtype: torch.dtype) -> Call:
-    def call(x: Tensor, timestep: Tensor) -> Tensor:
-        model.compute_dtype = dtype
-        return model.noise_of(x, timestep + 1, model.schema.missing(len(x)))
-
-    return call
-
-
 def tuned(theirs: nn.Module) -> nn.Module:
     """A copy in bf16 and channels-last."""
-    from diffusers import UNet2DModel
-
-    copy = UNet2DModel(**PUBLISHED).eval()
+    copy = type(theirs)(**theirs.config).eval()  # type: ignore[operator,arg-type]
     copy.load_state_dict(theirs.state_dict())
     return copy.to(torch.bfloat16).to(memory_format=torch.channels_last)
 
 
-def bf16(module: Callable[..., object]) -> Call:
-    def call(x: Tensor, timestep: Tensor) -> Tensor:
-        x = x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        return module(x, timestep).sample.float()  # type: ignore[attr-defined]
+def called(module: Callable[..., object], x: Tensor, timestep: Tensor, dtype: torch.dtype) -> Call:
+    """A call of diffusers' network, without gradients; what it returns, in float32."""
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        image = x if dtype == torch.float32 else x.to(dtype).contiguous(memory_format=torch.channels_last)
+        return module(image, timestep).sample.float()  # type: ignore[attr-defined]
 
     return call
 
 
-def compiled(call: Call, x: Tensor, timestep: Tensor, within_s: int) -> bool:
-    """Whether the first call, which compiles, ends in time."""
+def ours(model: DDPM, x: Tensor, timestep: Tensor) -> Call:
+    given = model.schema.missing(len(x))
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        return model.noise_of(x, timestep + 1, given)
+
+    return call
+
+
+def within(call: Callable[[], object], seconds: int) -> float | None:
+    """Seconds that the first call takes, which compiles; None if it does not end in time."""
 
     def late(number: int, frame: FrameType | None) -> None:
         raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(within_s)
+    signal.alarm(seconds)
+    start = time.perf_counter()
     try:
-        call(x, timestep)
+        call()
     except Exception as error:  # the compiler passes on what stopped it under names of its own
-        print(f"  (torch.compile did not end within {within_s} s: {type(error).__name__})")
-        return False
+        print(f"  (torch.compile did not end within {seconds} s: {type(error).__name__})")
+        return None
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    return True
+    return time.perf_counter() - start
 
 
-def convolutions(model: DDPM, x: Tensor, timestep: Tensor) -> Callable[[], None]:
-    """The 3 x 3 convolutions of one call, and nothing else."""
-    shapes: list[tuple[torch.Size, nn.Conv2d]] = []
-
-    def note(module: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
-        shapes.append((inputs[0].shape, module))
-
-    hooks = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
-    ours(model, torch.bfloat16)(x, timestep)
-    for hook in hooks:
-        hook.remove()
-    form = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
-    work = [(torch.randn(shape).to(**form), m.weight.detach().to(**form), m.stride, m.padding) for shape, m in shapes]
-
-    def call() -> None:
-        for inputs, weight, stride, padding in work:
-            F.conv2d(inputs, weight, None, stride, padding)
-
-    return call
-
-
-@torch.no_grad()
-def measure(rounds: int, batch: int, compile_within_s: int, models: tuple[nn.Module, DDPM]) -> dict[str, dict[str, float]]:
-    """Median images a second of each contestant, how many times as many ours does, and the distance to diffusers' float32."""
+def measure(models: tuple[nn.Module, DDPM], batch: int, asked: argparse.Namespace) -> None:
     theirs, model = models
-    x, timestep = Seeds.of(0, batch).normal("x", 3, 32, 32), torch.arange(batch) * 999 // batch
+    x, timestep = torch.randn(batch, 3, 32, 32), torch.arange(batch) * 999 // batch
+    evaluate = ours(model, x, timestep)
     fast = tuned(theirs)
     contestants: dict[str, Call] = {
-        "ours": ours(model, torch.bfloat16),
-        "ours, fp32": ours(model, torch.float32),
-        "diffusers, default": lambda x, t: theirs(x, t).sample,
-        "diffusers, bf16 channels-last": bf16(fast),
+        "ours": evaluate,
+        "diffusers, default": called(theirs, x, timestep, torch.float32),
+        "diffusers, tuned": called(fast, x, timestep, torch.bfloat16),
     }
-    if compile_within_s:
-        faster = bf16(torch.compile(fast))
-        if compiled(faster, x, timestep, compile_within_s):
-            contestants["diffusers, and compiled"] = faster
-    wanted = contestants["diffusers, default"](x, timestep)
-    error = {name: float((call(x, timestep) - wanted).norm() / wanted.norm()) for name, call in contestants.items()}
-    limit = convolutions(model, x, timestep)
-    limit()
-    rates: dict[str, list[float]] = {name: [] for name in [*contestants, "convolutions alone"]}
-    for _ in range(rounds):
-        for name in rates:
-            start = time.perf_counter()
-            limit() if name == "convolutions alone" else contestants[name](x, timestep)
-            rates[name].append(batch / (time.perf_counter() - start))
-    out = {}
-    for name, found in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(rates["ours"], found, strict=True))
-        out[name] = {"images_per_s": statistics.median(found), "ours_is_times": ratio, "relative_l2": error.get(name, 0.0)}
-    return out
+    if asked.compile_within:
+        compiled = called(torch.compile(fast), x, timestep, torch.bfloat16)
+        took = within(compiled, asked.compile_within)
+        if took is not None:
+            contestants["diffusers, tuned, compiled"] = compiled
+            asked.notes.append(f"torch.compile took {took:.0f} s")
+    wanted = contestants["diffusers, default"]()
+    far = {name: float((call() - wanted).norm() / wanted.norm()) for name, call in contestants.items()}
+    for module in model.modules():  # hooks see the layers where the eager path calls them
+        if isinstance(module, Fusible):
+            module.fused = False
+    limit = convolutions(model.unet, evaluate, only=lambda m: isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
+    place(model, "cpu")
+    note = "relative L2 to float32: " + ", ".join(f"{name} {v:.1e}" for name, v in far.items())
+    line = race(
+        f"{asked.row} batch {batch}", "images/s", {name: (batch, call) for name, call in contestants.items()}, asked.rounds,
+        (batch, limit), "; ".join([note, *asked.notes]),
+    )  # fmt: skip
+    line.show(asked.json)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", type=int, nargs="*", default=[16, 32])
+    parser.add_argument("--compile-within", type=int, default=300, help="seconds that torch.compile may take; 0: do without")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, nargs="*", default=[16, 32])
-    parser.add_argument("--compile-within", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-    asked, _ = parser.parse_known_args()
-    torch.set_num_threads(asked.threads)
+    asked = arguments(__doc__, more=options)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -166,17 +145,15 @@ def main() -> None:
     except ImportError as error:
         print(f"  skipped: diffusers cannot be imported ({error}); pip install diffusers")
         return
+    start = time.perf_counter()
+    native.library()
+    asked.row, asked.notes = (
+        "DDPM-CIFAR U-Net, 35.7 M,",
+        [f"our kernels took {time.perf_counter() - start:.1f} s to build or load"],
+    )
+    print(f"  {place(models[1], 'cpu')}")
     for batch in asked.batch:
-        found = measure(asked.rounds, batch, asked.compile_within, models)
-        if asked.json:
-            print(json.dumps({"batch": batch, **found}))
-            continue
-        print(f"batch {batch}, 3 x 32 x 32; medians of {asked.rounds}; {asked.threads} thread(s)")
-        for name, row in found.items():
-            print(
-                f"  {name:32}{row['images_per_s']:>8.1f} images/s   ours is {row['ours_is_times']:6.2f} x"
-                f"   relative L2 {row['relative_l2']:.1e}"
-            )
+        measure(models, batch, asked)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,28 @@ from nonesuch.nn.conv import Linear, zero
 from nonesuch.nn.norm import rms_norm
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(width)) v of (B, heads, T, width), by the exact path that is fastest there.
+
+    Measured on one core with AMX, in ms. torch's fused kernel for CPUs works in tiles, which is its gain where scores do not fit
+    the cache; one wide head is faster as two matrix products with a softmax between them, with gradients more so: forward and
+    backward of (64, 1, 256, 128) takes 50 ms fused in bf16, 83 in float32, and 37 as products.
+
+        (B, heads, T, width)    fused bf16   products bf16   fused fp32   products fp32
+        (16, 1, 256, 256)          2.8           1.9            8.6           9.4
+        (16, 1, 16, 256)           0.08          0.13           0.06          0.07
+        (16, 4, 64, 64)            0.6           0.5            0.9           0.8
+        (16, 4, 256, 64)           5.0          13.1           10.9          28.2
+    """
+    _, heads, t, width = q.shape
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and heads == 1 and width >= 128 and 64 <= t <= 1024
+    if not plain or causal:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    nothing = q.new_empty(()).expand(len(q), t, k.shape[2])
+    scores = torch.baddbmm(nothing, q[:, 0], k[:, 0].transpose(1, 2), beta=0, alpha=width**-0.5)
+    return torch.bmm(scores.softmax(-1), v[:, 0])[:, None]
+
+
 class Attention(nn.Module):
     """(B, T, width) -> (B, T, width). `causal` lets position i see j <= i (one position after another: `nn/decoding.py`).
 

@@ -59,7 +59,8 @@ class Record:
 
     images, rounds: the clock; budget: as the caller gave it; identity: the model's description, the recipe and the data's
     fingerprint; digest: BLAKE2b of the tensors' file; rollbacks: what was undone because it was not finite, which halves the
-    learning rate and changes the noise of what follows; changes: what was allowed to differ at a resume; made_with: versions.
+    learning rate and changes the noise of what follows; changes: what was allowed to differ at a resume; made_with: versions, and
+    what it was computed on.
     """
 
     version: int
@@ -142,9 +143,10 @@ def _record(run: Run, data: bytes) -> bytes:
     release = ""
     with suppress(PackageNotFoundError):
         release = version("nonesuch")
+    made_with = {"nonesuch": release, "torch": str(torch.__version__), **({"placed": run.placed} if run.placed else {})}
     record = Record(
         VERSION, run.images, run.rounds, run.budget, identity(run), hashlib.blake2b(data, digest_size=32).hexdigest(),
-        run.rollbacks, run.changes, {"nonesuch": release, "torch": str(torch.__version__)},
+        run.rollbacks, run.changes, made_with,
     )  # fmt: skip
     return json.dumps(dataclasses.asdict(record), indent=1).encode()
 

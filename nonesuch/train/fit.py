@@ -39,6 +39,7 @@ def fit(
     allow_change: Sequence[str] = (),
     precision: Precision = "auto",
     device: str | None = None,
+    compile: bool | None = None,
     shard: bool = False,
     workers: int = 0,
     progress: bool = False,
@@ -52,7 +53,8 @@ def fit(
     preset, config: a size by name, and fields of the model's Config to replace; recipe: fields of Recipe to replace.
     out: a folder for the checkpoint, the steps to resume from and metrics.jsonl; the same call again takes the run up where it
     stopped. keep: how many steps are kept, beside the best. allow_change: fields of the recipe, or "data", that may differ from
-    what the folder records. shard: cut the weights up over the processes of torchrun. workers: threads that
+    what the folder records. compile: whether
+    fused kernels are used (None: where they pay). shard: cut the weights up over the processes of torchrun. workers: threads that
     make batches ahead, which changes nothing but speed. progress: draw a bar.
     Raises ValueError, with what to do: unknown names, unfit data, another run or writer in the folder, a full disk;
     NonFinite (an ArithmeticError) if going back three times did not keep the loss finite; Terminated (a SystemExit) on SIGTERM.
@@ -68,7 +70,7 @@ def fit(
     built, defaults = choose_model(model, opened, preset, config or {}, seed)
     opened = opened.recoded(built.schema)
     asked = artifact.read_dataclass(Recipe, {**defaults, **(recipe or {}), "seed": seed, "images": length.images}, "the recipe")
-    placed, ranks = place(built, device, precision), join(device)
+    placed, ranks = place(built, device, precision, compile), join(device)
     seen = ranks.first and (progress or on_event is not None or folder is not None)
     trained, held_out = hold_out(opened, asked.held_out)
     with lock.held(folder if ranks.first else None):
@@ -78,6 +80,7 @@ def fit(
         saved = checkpoint.find(folder) if folder else None
         ranks.alike(opened.fingerprint, asked, saved and saved.record.images)
         run = plan(built, replace(opened, train=trained), asked, length, str(budget), saved, folder, allowed, shard, workers)
+        run.placed = placed
         watch = Watch.of(run, held_out, kept_looks(folder, run.images)) if seen and not run.sharded else None
         told = (*remarks, *(found.remarks if found is not data else ()), saved.remark if saved else "")
         said = tuple(dict.fromkeys(t for t in told if t))

@@ -49,6 +49,7 @@ class Run:
     ranks: Ranks = field(default_factory=join)
     shard: bool = False
     workers: int = 0
+    placed: str = ""  # what train/device.py decided, in its words
     objectives: list[Objective] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -193,6 +194,7 @@ class Run:
             "batch": self.recipe.batch,
             "learning rate": self.recipe.lr,
             "seed": self.recipe.seed,
+            **({"computed on": self.placed} if self.placed else {}),
             **({"augmentation": Augment.of(self.recipe.augment).remark} if self.recipe.augment else {}),
         }
 

@@ -36,6 +36,7 @@ _PUBLIC = {
     "guided": "core.model",
     "load": "train.device",
     "save": "core.artifact",
+    "to_diffusers": "models.diffusion._diffusers",
 }
 _MODULES = ("catalog", "core", "data", "evaluate", "nn", "train")
 

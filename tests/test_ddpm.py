@@ -2,11 +2,11 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nonesuch import catalog
@@ -14,7 +14,8 @@ from nonesuch.core.given import Category, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
 from nonesuch.models.diffusion._betas import Betas
-from nonesuch.models.diffusion._diffusers import from_diffusers
+from nonesuch.models.diffusion._diffusers import from_diffusers, to_diffusers
+from nonesuch.models.diffusion._samplers import solve
 from nonesuch.models.diffusion.ddpm import DDPM
 from nonesuch.train.device import place
 
@@ -67,13 +68,60 @@ def gaussian(model: DDPM, mean: float, std: float, monkeypatch: pytest.MonkeyPat
     return model
 
 
-@pytest.mark.parametrize(("sampler", "steps", "close"), [("ancestral", 1000, 0.02), ("ddim", 1000, 0.02), ("ddim", 50, 0.03)])
+@pytest.mark.parametrize(("sampler", "steps", "close"), [("ddpm", 1000, 0.02), ("ddim", 1000, 0.02), ("ddim", 50, 0.03)])
 def test_sampling_a_gaussian_gives_that_gaussian(sampler: str, steps: int, close: float, monkeypatch: pytest.MonkeyPatch):
     spec = ImageSpec(1, (32, 32), "hw", "continuous", None)
     model = gaussian(built(spec), 0.7, 0.3, monkeypatch)
     x = model.sample(16, seeds=1, sampler=sampler, steps=steps)
     torch.testing.assert_close(float(x.mean()), 0.7, atol=close, rtol=0)
     torch.testing.assert_close(float(x.std()), 0.3, atol=close, rtol=0)
+
+
+def test_steps_between_the_steps_are_found_again():
+    k = torch.tensor([0.0, 1.0, 1.25, 12.0, 500.5, 999.9, 1000.0], dtype=torch.float64)
+    for where, ratio in zip(k.tolist(), BETAS.ratio(k).tolist(), strict=True):
+        assert BETAS.step_of(ratio) == pytest.approx(where, abs=1e-8)
+    assert (BETAS.step_of(0.0), BETAS.step_of(1e9)) == (0, 1000)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2), ("unipc_1", 2), ("unipc_2", 3)])
+def test_samplers_converge_on_the_flow_of_a_gaussian(sampler: str, order: int, monkeypatch: pytest.MonkeyPatch):
+    """Each pixel's distance from the mean shrinks as the deviation of x + s eps does; the last step is D at s_1."""
+    mean, std, spec = 0.7, 0.3, ImageSpec(1, (8, 8), "hw", "continuous", None)
+    model = gaussian(built(spec), mean, std, monkeypatch)
+    first, last = model.levels.sigma_min, model.levels.sigma_max
+    y = Seeds.of(0, 16).normal("x", *spec.shape).double() * math.hypot(1, last)
+    flow = mean + (y - mean) * math.sqrt((std**2 + first**2) / (std**2 + last**2))
+    truth = mean + (flow - mean) * std**2 / (std**2 + first**2)
+
+    def error(n: int) -> float:
+        if sampler == "ddim":  # evenly spaced steps, whose last is long before s_1
+            walk = solve(sampler, model._guided(model.schema.missing(16), 1.0, (0.0, 1.0)), y, model.levels.steps(n))
+            return float((list(walk)[-1] - truth).square().mean().sqrt())
+        return float((model.sample(16, seeds=0, sampler=sampler, steps=n) - truth).square().mean().sqrt())
+
+    assert math.log2(error(24) / error(48)) == pytest.approx(order, abs=0.5)
+
+
+def test_twelve_evaluations_of_unipc_are_nearer_the_flow_than_fifty_of_ddim(monkeypatch: pytest.MonkeyPatch):
+    spec = ImageSpec(1, (8, 8), "hw", "continuous", None)
+    model = gaussian(built(spec), 0.7, 0.3, monkeypatch)
+    draw = partial(model.sample, 16, seeds=0)
+    truth = draw(sampler="unipc_3", steps=400)
+    few, many = (float((draw(sampler=s, steps=n) - truth).square().mean()) for s, n in (("unipc_2", 12), ("ddim", 50)))
+    assert few < many
+
+
+def test_guidance_evaluates_twice_as_many_rows_inside_its_interval_only():
+    model = built(schema=Schema({"label": Category(("a", "b"))}))
+    rows: list[tuple[float, int]] = []
+    model.unet.register_forward_pre_hook(lambda _, args: rows.append((float(args[1][0]) + 1, len(args[0]))))
+    for options, steps in (({"sampler": "unipc_2"}, 9), ({"sampler": "ddim"}, 10)):
+        rows.clear()
+        x = model.sample(5, {"label": "a"}, steps=steps, guidance=2.0, interval=(0.2, 0.7), **options)
+        assert all(n == (10 if 200 < k <= 700 else 5) for k, n in rows)
+        assert {n for _, n in rows} == {5, 10}
+        assert not torch.equal(x, model.sample(5, {"label": "a"}, steps=steps, **options))
 
 
 def test_the_bound_of_a_gaussian_is_the_sum_of_its_posterior_variances(monkeypatch: pytest.MonkeyPatch):
@@ -200,32 +248,32 @@ def test_a_network_of_diffusers_gives_the_same(config: dict[str, object], tmp_pa
 
 
 def written(folder: Path, **settings: object) -> Path:
-    """A folder as diffusers would write it, with our own tiny weights under their names."""
-    model = built(ImageSpec(3, (8, 8)), base=16, attention=(False, True), groups=8)
-    back = {
-        "unet.enter.": "conv_in.", "unet.norm.": "conv_norm_out.", "unet.leave.": "conv_out.",
-        "unet.time": "time_embedding.linear_", "unet.down.": "down_blocks.", "unet.up.": "up_blocks.",
-        "unet.middle.": "mid_block.", ".blocks.": ".resnets.",
-        ".time.": ".time_emb_proj.", ".skip.": ".conv_shortcut.", ".out.": ".to_out.0.", ".attention.": ".attentions.",
-    }  # fmt: skip
-    state = {}
-    for name, tensor in model.state_dict().items():
-        for ours, theirs in back.items():
-            name = name.replace(ours, theirs)
-        if "attentions" in name:
-            name = name.replace(".norm.", ".group_norm.")
-        elif name.startswith("down_blocks"):
-            name = name.replace(".leave.", ".downsamplers.0.conv.")
-        elif name.startswith("up_blocks"):
-            name = name.replace(".leave.", ".upsamplers.0.conv.")
-        if ".qkv." in name:
-            state |= {name.replace(".qkv.", f".to_{c}."): t.clone() for c, t in zip("qkv", tensor.chunk(3), strict=True)}
-        elif name != "images_seen":
-            state[name] = tensor
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    """A folder as diffusers would write its network, with our own tiny weights under their names."""
+    to_diffusers(built(ImageSpec(3, (8, 8)), base=16, attention=(False, True), groups=8), folder.parent / "pipeline")
+    (folder.parent / "pipeline" / "unet").rename(folder)
     (folder / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"} | TINY | settings))
     return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_written_is_the_same_model_to_diffusers_and_back(tmp_path: Path):
+    model = built(ImageSpec(2, (8, 4)), base=16, attention=(True, True), groups=4, head_dim=8, blocks=2, timesteps=100)
+    to_diffusers(model, tmp_path)
+    back = from_diffusers(tmp_path)
+    assert (back.config.mults, back.config.head_dim, back.betas, back.spec) == ((1, 2), 8, model.betas, model.spec)
+    assert {k: v.tolist() for k, v in back.unet.state_dict().items()} == {
+        k: v.tolist() for k, v in model.unet.state_dict().items()
+    }
+    with pytest.raises(ValueError, match="no place for the condition label"):
+        to_diffusers(built(schema=Schema({"label": Category(("a", "b"))})), tmp_path)
+    diffusers = pytest.importorskip("diffusers", exc_type=ImportError)
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    assert pipeline.scheduler.config.num_train_timesteps == 100
+    x, k = images(3, model.spec), torch.tensor([1, 40, 100])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            pipeline.unet(x, k - 1).sample, model.noise_of(x, k, model.schema.missing(3)), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_a_folder_is_read_without_diffusers(tmp_path: Path):
@@ -277,6 +325,6 @@ def test_conditions_and_guidance_reach_the_images():
     assert not torch.equal(a, b)
     assert not torch.equal(a, model.sample(4, {"label": "a"}, seeds=0, steps=5, guidance=3.0))
     with pytest.raises(ValueError, match="no sampler"):
-        model.sample(1, sampler="heun")
+        model.sample(1, sampler="ancestral")
     with pytest.raises(ValueError, match="from 1 to 1000"):
         model.sample(1, steps=1001)

@@ -24,7 +24,7 @@ from nonesuch.train import memory
 from nonesuch.train.ranks import Ranks, join
 
 Precision = Literal["auto", "fp32", "bf16"]
-_FUSED_PIXELS = 256  # of a picture, from which on fused kernels pay
+_FUSED_PIXELS = 144  # of a picture, from which on fused kernels pay
 
 
 def place(model: Model, device: str | None = None, precision: Precision = "auto", compile: bool | None = None) -> str:

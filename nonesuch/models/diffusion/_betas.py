@@ -16,6 +16,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,6 +49,18 @@ class Betas:
         table = self.log_abar.to(k.device)
         log = torch.lerp(table[below], table[below + 1], k - below)
         return (log / 2).exp(), (-torch.expm1(log)).sqrt()
+
+    def ratio(self, k: Tensor) -> Tensor:
+        """sigma / alpha (float64, of k's shape) at steps k in [0, T]: the noise beside an image that has not shrunk."""
+        alpha, sigma = self.scales(k)
+        return sigma / alpha
+
+    def step_of(self, ratio: float) -> float:
+        """k in [0, T] where sigma / alpha is `ratio`, between two steps as a rule: the inverse of `ratio`."""
+        log = -math.log1p(ratio**2)
+        above = int(torch.searchsorted(-self.log_abar, -log).clamp(1, self.timesteps))  # log abar falls
+        low, high = self.log_abar[above - 1 : above + 1].tolist()
+        return min(max(above - 1 + (log - low) / (high - low), 0.0), float(self.timesteps))
 
     @cached_property
     def decoder_std(self) -> float:

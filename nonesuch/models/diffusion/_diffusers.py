@@ -1,11 +1,12 @@
-"""A DDPM with the weights of a folder that diffusers wrote: its `UNet2DModel` is the paper's network under other names.
+"""DDPMs to and from the folders of diffusers, whose `UNet2DModel` is the paper's network under other names.
 
     theirs, ours          conv_in enter; down_blocks.i.resnets.j down.i.blocks.j; attentions.j attention.j; downsamplers.0 leave
     to_q, to_k, to_v      one matrix of three, stacked
     cosines before sines  (flip_sin_to_cos) the columns of the first layer of time, exchanged by halves
 
 Read are `config.json` and `diffusion_pytorch_model.safetensors`, in the folder itself or in its `unet`, and a pipeline's
-`scheduler/scheduler_config.json` if there is one. Tensors are renamed and nothing is run; weights in pickles are refused.
+`scheduler/scheduler_config.json` if there is one. Tensors are renamed and nothing is run; weights in pickles are refused. What
+is written is such a pipeline, `DDPMPipeline`.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho, Jain, Abbeel, 2020) arXiv:2006.11239
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nonesuch.core.artifact import write_atomic
 from nonesuch.core.given import Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.models.diffusion.ddpm import DDPM, Config
@@ -81,6 +83,40 @@ def from_diffusers(path: str | Path) -> DDPM:
     model.load_state_dict(state, strict=False)
     model.images_seen.fill_(1)  # fitted, elsewhere; how long is not written down
     return model
+
+
+def to_diffusers(model: DDPM, path: str | Path) -> None:
+    """Write an unconditional DDPM as a folder that diffusers' `DDPMPipeline.from_pretrained` reads, and `from_diffusers`.
+
+    Raises ValueError for a model with conditions, which `UNet2DModel` has in another form.
+    """
+    from safetensors.torch import save
+
+    c, folder = model.config, Path(path)
+    if model.schema:
+        raise ValueError(f"diffusers' UNet2DModel has no place for the condition {', '.join(model.schema.columns)}; fit without.")
+    down = ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in c.attention]
+    up = ["AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(c.attention)]
+    about = {
+        "_class_name": "UNet2DModel", "sample_size": list(model.spec.size), "in_channels": model.spec.channels,
+        "out_channels": model.spec.channels, "freq_shift": c.frequency_shift, "flip_sin_to_cos": False,
+        "down_block_types": down, "up_block_types": up, "block_out_channels": [c.base * m for m in c.mults],
+        "layers_per_block": c.blocks, "downsample_padding": int(c.pad_both), "attention_head_dim": c.head_dim or None,
+        "norm_num_groups": c.groups, "norm_eps": c.eps, "dropout": c.dropout,
+    }  # fmt: skip
+    noise = {
+        "_class_name": "DDPMScheduler", "num_train_timesteps": c.timesteps, "beta_start": c.beta_first, "beta_end": c.beta_last,
+        "beta_schedule": "linear", "prediction_type": "epsilon", "variance_type": "fixed_small",
+        "clip_sample": c.clip and model.spec.kind == "ordinal",
+    }  # fmt: skip
+    index = {
+        "_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"],
+    }  # fmt: skip
+    for place in ("unet", "scheduler"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "unet" / WEIGHTS, save(_their_names(model.unet.state_dict()), {"format": "pt"}))
+    for file, content in (("unet/config", about), ("scheduler/scheduler_config", noise), ("model_index", index)):
+        write_atomic(folder / f"{file}.json", json.dumps(content, indent=2).encode())
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -177,4 +213,23 @@ def _renamed(theirs: Mapping[str, Tensor], cosines_first: bool) -> dict[str, Ten
     if cosines_first and first is not None:
         half = first.shape[1] // 2
         state["unet.time1.weight"] = torch.cat([first[:, half : 2 * half], first[:, :half], first[:, 2 * half :]], 1)
+    return state
+
+
+_BACK = [
+    (r"^time(?=[12])", "time_embedding.linear_"), (r"^enter\.", "conv_in."), (r"^norm\.", "conv_norm_out."),
+    (r"^leave\.", "conv_out."), (r"\.attention\.(\d+)\.norm\.", r".attention.\1.group_norm."), (r"\.attention\.", ".attentions."),
+    (r"^(down\.\d+)\.leave\.", r"\1.downsamplers.0.conv."), (r"^(up\.\d+)\.leave\.", r"\1.upsamplers.0.conv."),
+    (r"^down\.", "down_blocks."), (r"^up\.", "up_blocks."), (r"^middle\.", "mid_block."), (r"\.blocks\.", ".resnets."),
+    (r"\.time\.", ".time_emb_proj."), (r"\.skip\.", ".conv_shortcut."), (r"\.out\.", ".to_out.0."),
+]  # fmt: skip
+
+
+def _their_names(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, tensor in ours.items():
+        for pattern, word in _BACK:
+            name = re.sub(pattern, word, name)
+        for c, part in zip("qkv", tensor.chunk(3), strict=False) if ".qkv." in name else [("", tensor)]:
+            state[name.replace(".qkv.", f".to_{c}.")] = part.detach().cpu().float().contiguous()
     return state

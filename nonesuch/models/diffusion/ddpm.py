@@ -2,14 +2,15 @@
 
     q(x_k | x_{k-1}) = N(sqrt(1 - beta_k) x_{k-1}, beta_k),        k = 1, ..., T,        x_T ~ N(0, 1)               (Eq. 2)
 
-The network predicts eps of x_k = sqrt(abar_k) x + sqrt(1 - abar_k) eps, and is trained by plain regression at uniform k,
-L_simple = E||eps - eps(x_k, k)||^2 (Eq. 14). From it xhat = (x_k - sqrt(1 - abar_k) eps) / sqrt(abar_k), and the way back is
+The network predicts eps of x_k = alpha_k x + sigma_k eps with alpha_k^2 = abar_k = 1 - sigma_k^2, and is trained by plain
+regression at uniform k, L_simple = E||eps - eps(x_k, k)||^2 (Eq. 14). From it xhat = (x_k - sigma_k eps) / alpha_k, and
 
-    x_j = sqrt(abar_j) xhat + sqrt(1 - abar_j - s^2) eps + s z,    s^2 = eta^2 (1 - abar_j)/(1 - abar_k) (1 - abar_k/abar_j)  (1)
+    y = x_k / alpha_k = x + s eps,    s = sigma_k / alpha_k,    D(y; s) = xhat(alpha_k y, k)                             (1)
 
-from any step k to any earlier j (DDIM, Eq. 12 and 16): eta = 1 over all T steps is the paper's ancestral sampling (Eq. 11, the
-variance of q), eta = 0 is deterministic and needs few steps. The likelihood is the paper's bound L (Eq. 5): the prior's term,
-T - 1 Gaussian terms of which some are drawn (_betas.py, Eq. 1), and a decoder on the grid of levels (Eq. 13).
+is the problem that all samplers of _samplers.py solve, from s_T to s_1: "ddim" there is DDIM's deterministic walk (Eq. 12), here
+over evenly spaced k, and "ddpm" over all T of them the paper's ancestral sampling (Eq. 11, with the variance of q). The others
+walk levels uniform in log s, which lie between two k as a rule, and need fewer. The likelihood is the paper's bound L (Eq. 5):
+the prior's term, T - 1 Gaussian terms of which some are drawn (_betas.py, Eq. 1), and a decoder on the grid of levels (Eq. 13).
 
 References:
     Denoising Diffusion Probabilistic Models (Ho, Jain, Abbeel, 2020) arXiv:2006.11239
@@ -19,9 +20,9 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ from nonesuch.core.seeds import Seeds
 from nonesuch.models.diffusion import _likelihood as likelihood
 from nonesuch.models.diffusion._betas import Betas
 from nonesuch.models.diffusion._ddpm_unet import Form, PublishedUNet
+from nonesuch.models.diffusion._samplers import Denoise, guided, solve
+from nonesuch.models.diffusion._schedule import NoiseLevels
 
 _CALL_VALUES = 1 << 17  # values of x that one evaluation of the bound takes
 
@@ -57,8 +60,8 @@ class Config:
     beta_first: float = 1e-4
     beta_last: float = 0.02
     clip: bool = True  # keep xhat of ordinal images within [-1, 1] in sampling and in the bound
-    sampler: str = "ddim"  # or "ancestral"
-    steps: int = 50  # of ddim; the ancestral sampler takes all timesteps unless told otherwise
+    sampler: str = "ddim"  # or another of _samplers.py
+    steps: int = 50  # of the sampler; ddpm takes all timesteps unless told otherwise
     strata: int = 32  # terms of the bound drawn an image
 
 
@@ -72,9 +75,9 @@ PRESETS = {
 
 
 class DDPM(Model, Denoiser, Likelihood, Guidable):
-    """Diffusion in discrete steps that predicts the noise. Options of sampling: steps, sampler ("ddim", "ancestral"), guidance
-    (scale; 1 is none). `log_prob` has one method, "bound". Raises ValueError for images that are not flat pictures of numbers,
-    or whose sides the resolutions cannot halve.
+    """Diffusion in discrete steps that predicts the noise. Options of sampling: steps, sampler (a name in _samplers.py), guidance
+    (scale; 1 is none) and interval (t, t), where guidance acts. `log_prob` has one method, "bound". Raises ValueError for images
+    that are not flat pictures of numbers, or whose sides the resolutions cannot halve.
     """
 
     card = Card(
@@ -148,36 +151,47 @@ class DDPM(Model, Denoiser, Likelihood, Guidable):
 
     def _sample_steps(
         self, given: Given, seeds: Seeds, size: tuple[int, ...], *, steps: int | None = None, sampler: str | None = None,
-        guidance: float = 1.0,
+        guidance: float = 1.0, interval: tuple[float, float] = (0.0, 1.0),
     ) -> Iterator[Step]:  # fmt: skip
         last, sampler = self.config.timesteps, sampler or self.config.sampler
-        if sampler not in ("ddim", "ancestral"):
-            raise ValueError(f"DDPM has no sampler {sampler!r}; choose ddim or ancestral.")
-        steps = steps if steps is not None else last if sampler == "ancestral" else min(last, self.config.steps)
+        steps = steps if steps is not None else last if sampler == "ddpm" else min(last, self.config.steps)
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= last:
             raise ValueError(f"steps must be a whole number from 1 to {last}, not {steps!r}.")
-        walk = [round(last * i / steps) for i in range(steps, -1, -1)]
-        eta = float(sampler == "ancestral")
-        x = seeds.normal("x", *self.spec.shape, device=self.device)
-        for i, (k, j) in enumerate(pairwise(walk), 1):
-            (alpha, sigma), (alpha_j, sigma_j) = (map(float, self.betas.scales(torch.tensor(v))) for v in (k, j))
-            eps = self._guided(x, k, given, guidance)
-            image = self._clipped((x - sigma * eps) / alpha)
-            eps = (x - alpha * image) / sigma
-            s2 = eta * (sigma_j / sigma) ** 2 * (1 - (alpha / alpha_j) ** 2)  # Eq. 1
-            x = alpha_j * image + max(0.0, sigma_j**2 - s2) ** 0.5 * eps
-            if s2:
-                x = x + s2**0.5 * seeds.normal("step", *self.spec.shape, step=k, device=self.device)
+        discrete = sampler in ("ddim", "ddpm")
+        walk = [round(last * i / steps) for i in range(steps, 0, -1)]
+        ratios = self.betas.ratio(torch.tensor(walk)).tolist() if discrete else self.levels.steps(steps)
+        guide, image = self._guided(given, guidance, interval), torch.empty(0)
+
+        def denoise(y: Tensor, ratio: float) -> Tensor:
+            nonlocal image
+            image = self._clipped(guide(y, ratio))
+            return image
+
+        def noise(i: int) -> Tensor:
+            return seeds.normal("step", *self.spec.shape, step=walk[i], device=self.device)
+
+        alpha, _ = self.betas.scales(torch.tensor(last))
+        y = seeds.normal("x", *self.spec.shape, device=self.device) / float(alpha)
+        for i, _ in enumerate(solve(sampler, denoise, y, ratios, noise=noise), 1):
             shown = image if self.spec.kind == "continuous" else image.clamp(-1, 1)
             yield Step(i, steps, self.spec.snap(shown) if i == steps else shown)
 
-    def _guided(self, x: Tensor, k: int, given: Given, scale: float) -> Tensor:
-        steps = torch.full((len(x),), k)
-        if scale == 1 or not self.schema:
-            return self.noise_of(x, steps, given)
-        both = given + self.schema.missing(len(given)).to(self.device)
-        conditional, unconditional = self.noise_of(torch.cat([x, x]), steps.repeat(2), both).chunk(2)
-        return unconditional + scale * (conditional - unconditional)
+    @property
+    def levels(self) -> NoiseLevels:
+        """From s_T to s_1 of Eq. 1, uniform in log s."""
+        least, most = self.betas.ratio(torch.tensor([1, self.config.timesteps])).tolist()
+        return NoiseLevels(least, most, rho=math.inf)
+
+    def _guided(self, given: Given, scale: float, interval: tuple[float, float]) -> Denoise:
+        """D of Eq. 1 at one level for all, not clipped, leaning on the condition within the interval of t."""
+
+        def denoise(y: Tensor, ratio: float, given: Given) -> Tensor:
+            k = torch.full((len(y),), self.betas.step_of(ratio), dtype=torch.float64)
+            alpha = 1 / math.hypot(1, ratio)
+            return y - ratio * self.noise_of(alpha * y, k, given)  # Eq. 1
+
+        low, high = self.betas.ratio(torch.tensor(interval, dtype=torch.float64) * self.config.timesteps).tolist()
+        return guided(denoise, given, self.schema.missing(len(given)).to(self.device), scale, low, high)
 
     # -- likelihood --------------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,7 +34,7 @@ from nonesuch.core.objective import Batch, Objective, Terms
 from nonesuch.core.seeds import Seeds
 from nonesuch.models.diffusion import _likelihood as likelihood
 from nonesuch.models.diffusion._network import Network
-from nonesuch.models.diffusion._samplers import solve
+from nonesuch.models.diffusion._samplers import Denoise, guided, solve
 from nonesuch.models.diffusion._schedule import NoiseLevels
 from nonesuch.nn.moves import move
 
@@ -194,18 +194,13 @@ class EDM(Model, Denoiser, Likelihood, Guidable, AnySize):
             shown = x if self.spec.kind == "continuous" else x.clamp(-1, 1)
             yield Step(i, steps, self.spec.snap(x) if i == steps else shown)
 
-    def _guided(self, given: Given, scale: float, interval: tuple[float, float]) -> Callable[[Tensor, float], Tensor]:
+    def _guided(self, given: Given, scale: float, interval: tuple[float, float]) -> Denoise:
         """The denoiser at one noise level for all, leaning on the condition within the interval of t."""
         low, high = self.levels.sigma(torch.tensor(interval, dtype=torch.float64)).tolist()
-        both = given + self.schema.missing(len(given)).to(self.device)
-
-        def denoise(x: Tensor, sigma: float) -> Tensor:
-            if scale == 1 or not self.schema or not low < sigma / (1 + 1e-9) <= high:  # a walk's ends are rounded
-                return self._denoise(x, x.new_full((len(x),), sigma), given)
-            conditional, unconditional = self._denoise(torch.cat([x, x]), x.new_full((2 * len(x),), sigma), both).chunk(2)
-            return unconditional + scale * (conditional - unconditional)
-
-        return denoise
+        hidden = self.schema.missing(len(given)).to(self.device)
+        return guided(
+            lambda x, sigma, given: self._denoise(x, x.new_full((len(x),), sigma), given), given, hidden, scale, low, high
+        )
 
     # -- likelihood --------------------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ _RECIPE = {"batch": 64, "lr": 2e-3, "betas": (0.0, 0.99), "clip": 0.0}
 
 PRESETS = {
     "tiny":   Preset({"latent": 8, "embed": 8, "widths": (8, 16), "blocks": (1, 1), "group": 8, "expansion": 1.0}, _RECIPE),
-    "digits": Preset({}, {**_RECIPE, "batch": 128}, up_to_px=16,
+    "digits": Preset({"augment": 0.4}, {**_RECIPE, "batch": 128}, up_to_px=16,
                      reached="digits given label, test: CAS 0.98 after 290k images, 90 s of one core"),
     "32px":   Preset({"widths": (64, 128, 256, 256), "blocks": (2,) * 4, "latent": 64, "embed": 256}, _RECIPE, up_to_px=32),
     "64px":   Preset({"widths": (64, 128, 256, 256, 256), "blocks": (2,) * 5, "latent": 64, "embed": 256}, _RECIPE, up_to_px=64),

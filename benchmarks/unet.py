@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._turns import arguments, convolutions, race
-from nonesuch.models.diffusion._diffusers import from_diffusers
+from nonesuch.catalog import from_diffusers
 from nonesuch.models.diffusion.ddpm import DDPM
 from nonesuch.nn import native
 from nonesuch.nn.fused import Fusible

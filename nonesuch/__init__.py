@@ -30,7 +30,7 @@ _PUBLIC = {
     "classify": "evaluate.likelihood",
     "compare": "evaluate.compare",
     "fit": "train.fit",
-    "from_diffusers": "models.diffusion._diffusers",
+    "from_diffusers": "catalog",
     "from_pixelcnnpp": "models.autoregressive._public",
     "from_pytorch_generative": "models.autoregressive._public",
     "guided": "core.model",

@@ -78,3 +78,36 @@ def load(path: str | Path, model: type[Model] | None = None) -> Model:
         return get(name)
 
     return artifact.load(path, resolve)
+
+
+_FOREIGN = {  # a class of diffusers, and the module that knows its layout
+    "UNet2DModel": "diffusion._diffusers",
+    "DiTTransformer2DModel": "diffusion._diffusers_dit",
+    "AutoencoderKL": "vae._diffusers",
+}
+
+
+def from_diffusers(path: str | Path) -> Model:
+    """The model of a folder that diffusers wrote: a `UNet2DModel` (DDPM), a `DiTTransformer2DModel` (DiT) or an `AutoencoderKL`.
+
+    path: the folder of a network, or of a pipeline that has one of these. Tensors are renamed and nothing is run. Raises
+    ValueError, by name, for a setting that our network does not have, and for a folder that lacks its config or has its weights
+    in a pickle.
+    """
+    from nonesuch.core import foreign
+
+    folder = Path(path)
+    found = [f for f in (folder, *sorted(folder.glob("*/"))) if (f / "config.json").is_file()]
+    abouts = {f: foreign.table(f / "config.json") for f in found[:1] if f == folder} or {
+        f: about for f in found if (about := foreign.table(f / "config.json")).get("_class_name") in _FOREIGN
+    }
+    if len(abouts) > 1:
+        raise ValueError(f"{folder} has several networks; give the folder of one: {', '.join(str(f) for f in abouts)}.")
+    if not abouts:
+        foreign.table(folder / "config.json")  # which says what is missing
+    ((inner, about),) = abouts.items()
+    kind = about.get("_class_name", "UNet2DModel")
+    if kind not in _FOREIGN:
+        raise ValueError(f"{inner / 'config.json'} describes a {kind}; known are {', '.join(_FOREIGN)}.")
+    model: Model = importlib.import_module(f"nonesuch.models.{_FOREIGN[kind]}").converted(inner, about)
+    return model

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from nonesuch import catalog
+from nonesuch.catalog import from_diffusers
 from nonesuch.core.given import Category, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
 from nonesuch.models.diffusion._betas import Betas
-from nonesuch.models.diffusion._diffusers import from_diffusers, to_diffusers
+from nonesuch.models.diffusion._diffusers import to_diffusers
 from nonesuch.models.diffusion._samplers import solve
 from nonesuch.models.diffusion.ddpm import DDPM
 from nonesuch.train.device import place

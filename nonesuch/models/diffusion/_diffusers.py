@@ -4,9 +4,8 @@
     to_q, to_k, to_v      one matrix of three, stacked
     cosines before sines  (flip_sin_to_cos) the columns of the first layer of time, exchanged by halves
 
-Read are `config.json` and `diffusion_pytorch_model.safetensors`, in the folder itself or in its `unet`, and a pipeline's
-`scheduler/scheduler_config.json` if there is one. Tensors are renamed and nothing is run; weights in pickles are refused. What
-is written is such a pipeline, `DDPMPipeline`.
+Read are `config.json`, `diffusion_pytorch_model.safetensors`, and the `scheduler/scheduler_config.json` of a pipeline that the
+folder is part of. What is written is such a pipeline, `DDPMPipeline`.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho, Jain, Abbeel, 2020) arXiv:2006.11239
@@ -23,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nonesuch.core import foreign
 from nonesuch.core.artifact import write_atomic
 from nonesuch.core.given import Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.models.diffusion.ddpm import DDPM, Config
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_MAX_CONFIG_BYTES = 1 << 20
 
 # What a setting must be, or may be; the others of `_TAKEN` are read. A setting in neither is refused by name.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -55,32 +54,16 @@ _SCHEDULE: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def from_diffusers(path: str | Path) -> DDPM:
-    """The model of a folder that diffusers wrote, for 8-bit images, unconditional.
-
-    path: a folder of a `UNet2DModel`, or of a pipeline that has one. Raises ValueError, by name, for a setting that DDPM does not
-    have, and for a folder that lacks the config or has its weights in a pickle.
-    """
-    folder = Path(path)
-    inner = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
-    about = _DEFAULTS | _settings(inner / "config.json")
-    if not (inner / WEIGHTS).is_file():
-        pickles = sorted(f.name for f in inner.glob("*.bin"))
-        why = f"; {pickles[0]} is a pickle, which is never read: save it again with safetensors" if pickles else ""
-        raise ValueError(f"there is no file {inner / WEIGHTS}{why}.")
+def converted(folder: Path, about: Mapping[str, Any]) -> DDPM:
+    """The model of a folder with this config.json, for 8-bit images, unconditional. Raises ValueError for what DDPM has not."""
+    about = _DEFAULTS | foreign.known(about, _FIXED, _TAKEN)
     config = _config(about, _schedule(folder))
     side = about.get("sample_size")
     if not isinstance(side, (int, list, tuple)):
         raise ValueError("its sample_size is not given, and a model needs the size of its images; write it into config.json.")
     size = (side, side) if isinstance(side, int) else tuple(side)
     model = DDPM(config, ImageSpec(about["in_channels"], size), Schema())
-    tensors = _read(inner / WEIGHTS)
-    state = _renamed(tensors, bool(about["flip_sin_to_cos"]))
-    wanted = {k: v for k, v in model.state_dict().items() if k != "images_seen"}
-    odd = sorted(set(wanted) ^ set(state)) or sorted(k for k in wanted if wanted[k].shape != state[k].shape)
-    if odd:
-        raise ValueError(f"{inner / WEIGHTS} does not hold the network of its config.json: {odd[0]} is missing or differs.")
-    model.load_state_dict(state, strict=False)
+    foreign.fill(model, _renamed(foreign.tensors(folder / WEIGHTS), bool(about["flip_sin_to_cos"])))
     model.images_seen.fill_(1)  # fitted, elsewhere; how long is not written down
     return model
 
@@ -119,20 +102,6 @@ def to_diffusers(model: DDPM, path: str | Path) -> None:
         write_atomic(folder / f"{file}.json", json.dumps(content, indent=2).encode())
 
 
-def _settings(file: Path) -> dict[str, Any]:
-    """The settings of a network's config.json, each known."""
-    about = _json(file)
-    if (kind := about.get("_class_name", "UNet2DModel")) != "UNet2DModel":
-        raise ValueError(f"{file} describes a {kind}; a DDPM is a UNet2DModel.")
-    found = {k: v for k, v in about.items() if not k.startswith("_")}
-    for name, value in found.items():
-        if name in _FIXED and value not in _FIXED[name]:
-            raise ValueError(f"{file} has {name} = {value!r}, which DDPM's network does not have; it takes {_FIXED[name]}.")
-        if name not in _FIXED and name not in _TAKEN:
-            raise ValueError(f"{file} has a setting {name!r} that is not known here, so its network cannot be built.")
-    return found
-
-
 def _config(about: Mapping[str, Any], noise: Mapping[str, Any]) -> Config:
     channels, groups = tuple(about["block_out_channels"]), about["norm_num_groups"]
     down, up = tuple(about["down_block_types"]), tuple(about["up_block_types"])
@@ -155,38 +124,16 @@ def _config(about: Mapping[str, Any], noise: Mapping[str, Any]) -> Config:
 
 
 def _schedule(folder: Path) -> dict[str, Any]:
-    """The noise of a pipeline's scheduler; the paper's where none is written down."""
-    file = folder / "scheduler" / "scheduler_config.json"
+    """The noise of the scheduler beside a pipeline's network; the paper's where none is written down."""
+    file = folder.parent / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return {}
-    about = _json(file)
+    about = foreign.table(file)
     for name, fit in _SCHEDULE.items():
         if about.get(name, fit[0]) not in fit:
             raise ValueError(f"{file} has {name} = {about[name]!r}; DDPM takes {fit}.")
     names = {"num_train_timesteps": "timesteps", "beta_start": "beta_first", "beta_end": "beta_last"}
     return {ours: about[theirs] for theirs, ours in names.items() if theirs in about}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file() or file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise ValueError(f"there is no file {file}, or it is no config; give the folder that diffusers' save_pretrained wrote.")
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}.") from None
-    if not isinstance(about, dict):
-        raise ValueError(f"{file} is not a table of settings.")
-    return about
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(file), "pt") as opened:
-            return {k: opened.get_tensor(k).float() for k in opened.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{file} cannot be read as a safetensors file: {error}.") from None
 
 
 _NAMES = [

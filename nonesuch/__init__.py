@@ -31,6 +31,7 @@ _PUBLIC = {
     "compare": "evaluate.compare",
     "fit": "train.fit",
     "from_diffusers": "catalog",
+    "from_glow_pytorch": "models.flow._public",
     "from_pixelcnnpp": "models.autoregressive._public",
     "from_pytorch_generative": "models.autoregressive._public",
     "guided": "core.model",

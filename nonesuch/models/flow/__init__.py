@@ -16,6 +16,7 @@ Training, scoring and sampling each cost one pass of the networks; the inverse i
     _marginal.py    each pixel's own distribution function, the first bijection
     _dequantize.py  the learned density inside a cell of the grid, and the bound
     _pixels.py      pictures on a grid as points of the line, and back
+    _public.py      weights of a public Glow as ours
 """
 
 DEFAULT = "nsf"  # what the family's name alone means

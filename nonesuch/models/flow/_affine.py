@@ -13,6 +13,11 @@ What leaves after a scale is normal, given what stays (and c):  eps = (z - m) ex
 
 so the flow ends in eps, standard normal at every scale. At the start all networks are silent and W is a rotation.
 
+The published form differs in four things. The scale is a sigmoid, and after the shift; l is not bounded; what leaves is the half
+that the last coupling moved; and priors and the last layers of networks have weights of their own for places beyond the picture:
+
+    y_move = exp(a) (z_move + t),      a = log sigmoid(raw + 2)                                                    (4)
+
 Pixels are kept with channels innermost, (B, *size, C), so that Eq. 1 is one product and convolutions read what is there.
 
 References:
@@ -36,6 +41,8 @@ from nonesuch.nn.conv import Conv, Linear, channels_last, zero
 
 _LARGEST = 2.0  # of |a|, the log of a coupling's scale
 _WIDEST = 5.0  # of |l|, the log of a prior's deviation
+_OPEN = 2.0  # added to what the sigmoid of the published form is taken of, which is then near 1 at first
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def bounded(a: Tensor, most: float) -> Tensor:
@@ -99,39 +106,59 @@ class Mixes(nn.Module):
         self.log_scale[k] = -values.var(0, unbiased=False).clamp_min(1e-12).log() / 2
 
 
+class Edge(nn.Module):
+    """What `out` outputs of a convolution of 3 a side get from each of its places that is beyond the picture; 0 at first."""
+
+    def __init__(self, dims: int, out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(out, 1, *[3] * dims))
+
+    def forward(self, size: Sequence[int]) -> Tensor:
+        """(1, *size, out)."""
+        beyond = F.pad(self.weight.new_zeros(1, 1, *size), [1, 1] * len(size), value=1.0)
+        return _CONV[len(size)](beyond, self.weight).movedim(1, -1)
+
+
 class Network(nn.Module):
     """The conditioner of Eq. 2, (B, channels, *size) -> (B, out, *size): 3 x 3, 1 x 1 and 3 x 3 convolutions, zero at first.
 
-    The condition c (B, width) shifts both hidden layers; `width` 0: there is none.
+    The condition c (B, width) shifts both hidden layers; `width` 0: there is none. edge: the last sees where the picture ends.
     """
 
-    def __init__(self, dims: int, channels: int, out: int, hidden: int, width: int) -> None:
+    def __init__(self, dims: int, channels: int, out: int, hidden: int, width: int, edge: bool = False) -> None:
         super().__init__()
         self.enter = Conv(dims, channels, hidden)
         self.mix = Conv(dims, hidden, hidden, 1)
         self.leave = zero(Conv(dims, hidden, out))
         self.told = Linear(width, 2 * hidden, bias=False) if width else None
+        self.edge = Edge(dims, out) if edge else None
 
     def forward(self, x: Tensor, c: Tensor | None, dtype: torch.dtype) -> Tensor:
         """(B, *size, channels) -> (B, *size, out), in x's dtype but computed in `dtype`."""
         layers = (self.enter, self.mix, self.leave)
         told = None if self.told is None or c is None else self.told(c.to(dtype))
-        return network(x, tuple(w for layer in layers for w in (layer.weight, layer.bias)), told, dtype)
+        y = network(x, tuple(w for layer in layers for w in (layer.weight, layer.bias)), told, dtype)
+        return y if self.edge is None else y + self.edge(x.shape[1:-1])
 
 
 class Steps(nn.Module):
     """K steps at one resolution, on z (B, *size, C)."""
 
-    def __init__(self, count: int, channels: int, dims: int, hidden: int, width: int, name: str) -> None:
+    def __init__(self, count: int, channels: int, dims: int, hidden: int, width: int, name: str, published: bool = False) -> None:
         super().__init__()
+        self.published = published
         self.moved = channels // 2
         self.kept = channels - self.moved
         self.mixes = Mixes(count, channels, name)
-        self.nets = nn.ModuleList(Network(dims, self.kept, 2 * self.moved, hidden, width) for _ in range(count))
+        sizes = (self.kept, 2 * self.moved, hidden, width, published)
+        self.nets = nn.ModuleList(Network(dims, *sizes) for _ in range(count))
 
     def _affine(self, net: nn.Module, keep: Tensor, c: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """t and a of Eq. 2, (B, *size, moved) each."""
+        """t, of Eq. 4 exp(a) t, and a of Eq. 2, (B, *size, moved) each."""
         t, a = net(keep, c, dtype).chunk(2, -1)
+        if self.published:
+            a = F.logsigmoid(a + _OPEN)  # Eq. 4
+            return t * a.exp(), a
         return t, bounded(a, _LARGEST)
 
     def forward(self, z: Tensor, c: Tensor | None, dtype: torch.dtype, adapt: bool = False) -> tuple[Tensor, Tensor]:
@@ -162,12 +189,13 @@ class Steps(nn.Module):
 class Prior(nn.Module):
     """m and l of Eq. 3 for `leaving` channels, given the `staying` ones (none at the last scale) and c; 0 at first."""
 
-    def __init__(self, dims: int, staying: int, leaving: int, width: int) -> None:
+    def __init__(self, dims: int, staying: int, leaving: int, width: int, published: bool = False) -> None:
         super().__init__()
-        self.leaving = leaving
+        self.leaving, self.published = leaving, published
         self.seen = zero(Conv(dims, staying, 2 * leaving)) if staying else None
         self.bias = None if staying else nn.Parameter(torch.zeros(2 * leaving))
         self.told = zero(Linear(width, 2 * leaving, bias=False)) if width else None
+        self.edge = Edge(dims, 2 * leaving) if published else None
 
     def forward(self, stay: Tensor, c: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """stay (B, *size, staying) -> m and l, which broadcast to (B, *size, leaving)."""
@@ -178,8 +206,10 @@ class Prior(nn.Module):
             out = self.bias.expand(*stay.shape[:-1], -1)
         if self.told is not None and c is not None:
             out = out + self.told(c.to(stay.dtype)).view(len(stay), *[1] * (stay.dim() - 2), -1)
+        if self.edge is not None:
+            out = out + self.edge(stay.shape[1:-1])
         m, raw = out.chunk(2, -1)
-        return m, bounded(raw, _WIDEST)
+        return m, raw if self.published else bounded(raw, _WIDEST)
 
 
 class StepsAndPriors(nn.Module):
@@ -188,8 +218,11 @@ class StepsAndPriors(nn.Module):
     It ends after `scales` scales, or when no axis is even. Raises ValueError where a scale has one channel, which nothing moves.
     """
 
-    def __init__(self, channels: int, size: Sequence[int], scales: int, steps: int, hidden: int, width: int) -> None:
+    def __init__(
+        self, channels: int, size: Sequence[int], scales: int, steps: int, hidden: int, width: int, published: bool = False
+    ) -> None:
         super().__init__()
+        self.published = published
         asked = f"{channels} channel{'s' if channels > 1 else ''} of {' x '.join(map(str, size))}"
         self.factors: list[tuple[int, ...]] = []
         self.leaving: list[tuple[int, ...]] = []  # the shape (*size, C) that leaves after each scale
@@ -202,10 +235,10 @@ class StepsAndPriors(nn.Module):
                     f"Glow's couplings need two channels after squeezing, and {asked} has no even side to squeeze: "
                     f"crop or pad the pictures to an even side, or use flow/nsf."
                 )
-            self.scales.append(Steps(steps, channels, len(size), hidden, width, f"scale{i}"))
+            self.scales.append(Steps(steps, channels, len(size), hidden, width, f"scale{i}", published))
             last = i + 1 == scales or max(halving(size)) == 1
             leaves = channels if last else channels // 2
-            self.priors.append(Prior(len(size), channels - leaves, leaves, width))
+            self.priors.append(Prior(len(size), channels - leaves, leaves, width, published))
             self.factors.append(factors)
             self.leaving.append((*size, leaves))
             channels -= leaves
@@ -218,12 +251,17 @@ class StepsAndPriors(nn.Module):
         total = x.new_zeros(len(x))
         for scale, prior, factors in zip(self.scales, self.priors, self.factors, strict=True):
             z, log_det = scale(squeeze(x, factors).movedim(1, -1).contiguous(), c, dtype, adapt)
-            leave, stay = z.split([prior.leaving, z.shape[-1] - prior.leaving], -1)
+            leave, stay = self._halves(z, prior.leaving)
             m, log_width = prior(stay, c, dtype)
             gone.append(((leave - m) * (-log_width).exp()).flatten(1))  # Eq. 3
             total = total + log_det - log_width.flatten(1).sum(1)
             x = stay.movedim(-1, 1)
         return torch.cat(gone, 1), total
+
+    def _halves(self, z: Tensor, leaving: int) -> tuple[Tensor, Tensor]:
+        """What leaves and what stays of z (B, *size, C)."""
+        staying = z.shape[-1] - leaving
+        return z.split([staying, leaving], -1)[::-1] if self.published else z.split([leaving, staying], -1)
 
     def inverse(self, eps: Tensor, c: Tensor | None, dtype: torch.dtype) -> Tensor:
         """x (B, C, *size) of eps."""
@@ -234,7 +272,8 @@ class StepsAndPriors(nn.Module):
             here = part.reshape(-1, *shape)
             z = here[..., :0] if stay is None else stay.movedim(1, -1)
             m, log_width = prior(z, c, dtype)
-            z = torch.cat([here * log_width.exp() + m, z], -1)
+            left = here * log_width.exp() + m
+            z = torch.cat([z, left] if self.published else [left, z], -1)
             stay = unsqueeze(scale.inverse(z, c, dtype).movedim(-1, 1), factors)
         assert stay is not None
         return stay

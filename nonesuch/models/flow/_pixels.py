@@ -3,9 +3,13 @@
 Eq. 1 and 2 of `_dequantize`, with cells by `_marginal`; q is a learned density, or uniform inside the cell where there is none.
 Then w is the noise itself, and the bound is that of uniform dequantization (A note on the evaluation of generative models (Theis,
 van den Oord, Bethge, 2015) arXiv:1511.01844, section 3.1).
+
+The even cells of Glow (Kingma, Dhariwal, 2018) arXiv:1807.03039 are the same for all pixels:  z_0 = (k + u) / levels - 1/2.   (3)
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -49,3 +53,19 @@ def out_of_cells(z: Tensor, spec: ImageSpec, histogram: Histogram, given: Given)
     first, last = k == 0, k == spec.levels - 1
     off = torch.where(first, u / 2, torch.where(last, (u - 1) / 2, u - 0.5)) * (1 - 1e-4)
     return ((k + off) * spec.step - 1).float().view(len(z), *spec.shape)
+
+
+def into_even_cells(x: Tensor, shape: tuple[int, ...], spec: ImageSpec, keys: Seeds, step: int) -> tuple[Tensor, Tensor]:
+    """The point z_0 (B, *shape) of Eq. 3 and log 1/q(z_0 | x) (B,), which here holds the constant of the flow's normal too."""
+    assert spec.levels is not None
+    u = keys.uniform("dequantize", *shape, step=step, device=x.device)
+    z = (spec.to_levels(x).view(len(x), *shape) + u) / spec.levels - 0.5  # Eq. 3
+    volume = -spec.numel * (math.log(spec.levels) + math.log(2 * math.pi) / 2)
+    return z, torch.full((len(x),), volume, dtype=torch.float64, device=x.device)
+
+
+def out_of_even_cells(z: Tensor, spec: ImageSpec) -> Tensor:
+    """Pictures (B, C, *size) in [-1, 1] of points z (B, C, ...): within half a step of the level that Eq. 3 names."""
+    assert spec.levels is not None
+    k = (z + 0.5) * spec.levels - 0.5
+    return (k.clamp(0, spec.levels - 1) * spec.step - 1).view(len(z), *spec.shape)

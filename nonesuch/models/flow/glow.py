@@ -8,7 +8,8 @@ what is reported for it is the bound of `_dequantize`. A continuous picture is z
 
 Where this differs from the paper: pixels begin as normal scores of their histograms instead of as x / 256; the hidden layers of
 couplings have no ActNorm of their own; the log of a coupling's scale is bounded (the paper has a sigmoid); a condition shifts the
-hidden layers and moves the priors.
+hidden layers and moves the priors. `published` takes the form of the paper and its code but for the hidden layers: pixels are
+spread evenly over [-1/2, 1/2], and couplings and priors are those of Eq. 4 of `_affine`. `_public` reads such networks.
 
 Encoding and decoding compute in float32 whatever the model's compute dtype, since a rounding of bf16 that falls the other way in
 the inverse would be carried through every later coupling. Sampling goes one way only, and keeps the compute dtype.
@@ -37,7 +38,7 @@ from nonesuch.models.flow._affine import StepsAndPriors
 from nonesuch.models.flow._coupling import Networks
 from nonesuch.models.flow._dequantize import Dequantizer
 from nonesuch.models.flow._marginal import Histogram
-from nonesuch.models.flow._pixels import into_cells, out_of_cells
+from nonesuch.models.flow._pixels import into_cells, into_even_cells, out_of_cells, out_of_even_cells
 from nonesuch.models.flow._spline import Spline
 from nonesuch.nn.embed import GivenEmbedding
 
@@ -55,6 +56,7 @@ class Config:
     dequantize: int = 0  # pairs of spline couplings of the dequantizer; 0: uniform inside the cell, as in the paper
     dequantize_hidden: int = 32  # channels of its networks
     table: int = 2**18  # largest number of entries of the pixels' histograms; beyond, pixels share one
+    published: bool = False  # the form of the paper's code: even cells, sigmoid scales after the shift, edges, free priors
 
 
 # fmt: off
@@ -92,14 +94,18 @@ class Glow(Model, Likelihood, Encoder):
             raise ValueError("a flow needs values with an order: use it for ordinal or continuous images, not categorical ones.")
         if min(config.scales, config.steps, config.hidden, config.width) < 1 or config.dequantize < 0:
             raise ValueError("scales, steps, hidden and width must be at least 1, and dequantize at least 0.")
+        if config.published and config.dequantize:
+            raise ValueError(
+                "the published form spreads pixels evenly over their cells: set dequantize to 0, or published to False."
+            )
         size = spec.size or (1,)  # a vector is a line of one position
         self.embed = GivenEmbedding(schema, config.width)
         told = config.width if schema else 0
-        self.flow = StepsAndPriors(spec.channels, size, config.scales, config.steps, config.hidden, told)
+        self.flow = StepsAndPriors(spec.channels, size, config.scales, config.steps, config.hidden, told, config.published)
         self.latent_spec = ImageSpec(spec.numel, (), "", "continuous", None)
         self.whole = (spec.channels, *size)
         self.dequantizer: Dequantizer | None = None
-        if spec.levels is not None:
+        if spec.levels is not None and not config.published:
             self.histogram = Histogram(spec, schema, config.table)
             if config.dequantize:
                 nets = Networks(config.dequantize_hidden, 1, 4 * config.dequantize_hidden, 256, config.width)
@@ -118,7 +124,7 @@ class Glow(Model, Likelihood, Encoder):
         """Count the pixels' histograms, and set every ActNorm to the statistics of the pictures that reach it."""
         if int(self.images_seen):
             return  # a trained model keeps its own
-        if self.spec.levels is not None:
+        if self.spec.levels is not None and not self.config.published:
             self.histogram.count(self.spec.to_levels(data), given)
         n = min(_PREPARE, max(64, _PREPARE_VALUES // self.spec.numel))
         x, given = data[:n], given[:n]
@@ -134,6 +140,8 @@ class Glow(Model, Likelihood, Encoder):
         """A point z_0 (B, C, *size) in the picture's cell and log 1/q(z_0 | x) (B,); a continuous picture is its own point."""
         if self.spec.levels is None:
             return x.reshape(len(x), *self.whole).float(), torch.zeros(len(x), device=x.device)
+        if self.config.published:
+            return into_even_cells(x, self.whole, self.spec, keys, step)
         at = (self.whole, self.spec, self.histogram, self.dequantizer)
         return into_cells(x, *at, given, c, keys, step, dtype, own=own)
 
@@ -166,6 +174,8 @@ class Glow(Model, Likelihood, Encoder):
         x = self.flow.inverse(eps, self.embed(given, len(eps), self.device), dtype)
         if self.spec.levels is None:
             return x.reshape(len(eps), *self.spec.shape)
+        if self.config.published:
+            return out_of_even_cells(x, self.spec)
         return out_of_cells(x, self.spec, self.histogram, given)
 
     def _sample_steps(

@@ -19,12 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nonesuch.nn.conv import Conv, Linear, channels_last, upsample, zero
+from nonesuch.nn.fused import Fusible, normalise
 
 
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(nn.GroupNorm, Fusible):
     """Group normalisation with statistics in float32, then SiLU if `silu`; in its input's dtype."""
 
     def forward(self, x: Tensor, silu: bool = True) -> Tensor:
+        if self.fused:
+            return normalise([x], self.num_groups, self.weight, self.bias, self.eps, silu=silu)
         weight, bias = (
             p if x.dtype == torch.float64 or x.device.type == "cpu" else p.to(x.dtype) for p in (self.weight, self.bias)
         )

@@ -9,20 +9,23 @@ By turns in one process, the same shapes (those of a convolutional U-Net) and gr
     ema-pytorch, default   torch.optim.Adam at its defaults, clip_grad_norm_, EMA; both average at every step, as ours does
     diffusers, default     the same with EMAModel
     torch, tuned           torch.optim.Adam(fused=True), clip_grad_norm_, torch._foreach_lerp_
+    ..., on large pages    the same, its tensors on large pages as ours (train/memory.py)
 
-The limit is the time that the bytes which must be moved take, beside y <- y + x of 64 M numbers: a parameter, its gradient, two
-moments and an average read, all but the gradient written, and the gradient read once more for its norm.
+The limit is the time that the bytes which must be moved take, beside y <- y + x of 64 M numbers on large pages: a parameter, its
+gradient, two moments and an average read, all but the gradient written, and the gradient read once more for its norm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks._turns import Line, arguments, race
 from nonesuch.core.objective import Objective, Terms
+from nonesuch.train import memory
 from nonesuch.train.optim import Adam, Averages
 from nonesuch.train.recipe import Recipe
 
@@ -52,7 +55,9 @@ def ours(net: Net, grads: list[Tensor], clip: float) -> Callable[[], object]:
     return step
 
 
-def peer(net: Net, given: list[Tensor], clip: float, average: Callable[[], object], fused: bool = False) -> Callable[[], object]:
+def peer(
+    net: Net, given: list[Tensor], clip: float, average: Callable[[], object], fused: bool = False, large: bool = False
+) -> Callable[[], object]:
     """Clips its gradients in place, at every step anew."""
     params = list(net.parameters())
     optimizer = torch.optim.Adam(params, 2e-4, fused=fused or None)
@@ -64,6 +69,9 @@ def peer(net: Net, given: list[Tensor], clip: float, average: Callable[[], objec
         optimizer.step()
         average()
 
+    if large:
+        step()
+        memory.large_pages([t for p in params for t in (p, p.grad, *optimizer.state[p].values())])
     return step
 
 
@@ -82,8 +90,10 @@ def diffusers(net: Net) -> Callable[[], object]:
     return lambda: ema.step(params)
 
 
-def tuned(net: Net) -> Callable[[], object]:
+def tuned(net: Net, large: bool = False) -> Callable[[], object]:
     params, means = list(net.parameters()), [p.detach().clone() for p in net.parameters()]
+    if large:
+        memory.large_pages(means)
 
     def average() -> None:
         with torch.no_grad():
@@ -92,19 +102,27 @@ def tuned(net: Net) -> Callable[[], object]:
     return average
 
 
+LARGE = "torch, tuned, on large pages"
+PEERS: dict[str, Callable[[Net], Callable[[], object]]] = {
+    "ema-pytorch, default": ema_pytorch, "diffusers, default": diffusers,
+    "torch, tuned": tuned, LARGE: partial(tuned, large=True),
+}  # fmt: skip
+
+
 def measure(rounds: int, width: int) -> list[Line]:
     """Clipped, and below the clip."""
     lines = []
     x, y = torch.ones(FLOATS), torch.ones(FLOATS)
+    memory.large_pages([x, y])
     for clip, word in ((1.0, "clipped"), (1e9, "below the clip")):
         net, generator = Net(width), torch.Generator().manual_seed(1)
         grads = [torch.randn(p.shape, generator=generator) for p in net.all]
         n = sum(p.numel() for p in net.all)
         work, absent = {"ours": ours(net, grads, clip)}, []
-        for name, kind in {"ema-pytorch, default": ema_pytorch, "diffusers, default": diffusers, "torch, tuned": tuned}.items():
-            other = Net(width)
+        for name, kind in PEERS.items():
+            other, quick = Net(width), name.startswith("torch")
             try:
-                work[name] = peer(other, grads, clip, kind(other), fused=kind is tuned)
+                work[name] = peer(other, grads, clip, kind(other), fused=quick, large=name == LARGE)
             except ImportError:
                 absent.append(name.partition(",")[0])
         lines.append(

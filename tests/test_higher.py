@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nonesuch.nn import conv, higher
+from nonesuch.nn import conv, higher, native
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -80,3 +80,23 @@ def test_the_rectifier_and_its_derivatives():
     assert torch.equal(higher.leaky_relu(x, 0.2), F.leaky_relu(x, 0.2))
     assert torch.autograd.gradcheck(lambda v: higher.leaky_relu(v, 0.2), (x,))
     assert torch.autograd.gradgradcheck(lambda v: higher.leaky_relu(v**3, 0.2), (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_large_rectifiers_in_one_pass_are_torchs_bit_for_bit(dtype: torch.dtype, layout: torch.memory_format):
+    if native.library() is None:
+        pytest.skip("needs a C++ compiler")
+    x, g = (noise(5, 33, 81, 83, seed=s, dtype=torch.float32).to(dtype).contiguous(memory_format=layout) for s in (1, 2))
+    x[0, 0, 0, :3] = torch.tensor([0.0, math.inf, math.nan])
+    assert native.sides(x, g)
+    assert not native.sides(x, g.transpose(2, 3))
+    assert not native.sides(x[:1], g[:1])
+    for given in (x, g):
+        law = torch.where(x > 0, given.float(), given.float() * 0.2).to(dtype)
+        assert torch.equal(native.sided(x, given, 0.2).nan_to_num(7.0), law.nan_to_num(7.0))
+    leaf = x.clone().requires_grad_()
+    y = higher.leaky_relu(leaf, 0.2)
+    assert torch.equal(y.nan_to_num(7.0), F.leaky_relu(x, 0.2).nan_to_num(7.0))
+    (dx,) = torch.autograd.grad(y, leaf, g)
+    assert torch.equal(dx, native.sided(x, g, 0.2))

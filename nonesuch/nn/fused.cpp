@@ -3,32 +3,11 @@
 // and block of whole groups. The channels may lie in two arrays, which saves the copy that joins them. Built by native.py.
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <memory>
 #include <type_traits>
 #include <vector>
 
-typedef int64_t i64;
-
-struct bf16 {
-    uint16_t bits;
-};
-static inline float wide(bf16 x) {
-    uint32_t b = uint32_t(x.bits) << 16;
-    float f;
-    std::memcpy(&f, &b, 4);
-    return f;
-}
-static inline float wide(float x) { return x; }
-static inline double wide(double x) { return x; }
-static inline void put(bf16& to, float x) {  // to the nearest, ties to even
-    uint32_t b;
-    std::memcpy(&b, &x, 4);
-    to.bits = uint16_t((b + 0x7fff + ((b >> 16) & 1)) >> 16);
-}
-static inline void put(float& to, float x) { to = x; }
-static inline void put(double& to, double x) { to = x; }
+#include "numbers.h"
 
 // exp(x) for x in [-80, 80] without a branch or a call, so that it is done 16 at a time: 2^n e^r with n = round(x / log 2) found by
 // adding 1.5 * 2^23, whose lowest bits then are n.

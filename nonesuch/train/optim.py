@@ -1,83 +1,28 @@
 """Adam for one objective, and the exponential averages of what samples; both as tensors with names, so that they resume.
 
 All of it is limited by memory: a parameter, its gradient, two moments and an average are read, all but the gradient written. On a
-processor, the large tensors of large networks go through one compiled loop that does clipping, Adam and the average at once, so
-that each number moves once; elsewhere, and where there is no compiler, torch's fused step and its averages do the same one after
-the other, with the same result but for rounding.
+processor, the large tensors of large networks go through one compiled pass (nn/passes.cpp) that does clipping, Adam and the
+average at once, so that each number moves once, on large pages (memory.py); elsewhere, and where there is no compiler, torch's
+fused step and its averages do the same one after the other, with the same result but for rounding.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nonesuch.core.objective import Objective
+from nonesuch.nn import native
+from nonesuch.train import memory
 from nonesuch.train.ranks import Ranks
 from nonesuch.train.recipe import Recipe
 from nonesuch.train.shard import is_cut, part, piece, whole
 
-LARGE = 1 << 16  # numbers of a tensor that is worth a call of the loop
-MANY = 1 << 23  # numbers of such tensors for which compiling, some ten seconds when first done, is worth while
-TOGETHER = 4  # tensors of one call; a call costs 0.2 ms, the time of some 100,000 numbers
-
-Row = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]  # a parameter, its gradient, two moments, an average: flat
-
-
-def _at_once(p: Tensor, g: Tensor, m: Tensor, v: Tensor, mean: Tensor | None, numbers: Tensor) -> None:
-    """Clip, step and average, in place, by the `numbers` that `Adam._numbers` gives."""
-    clip, kept, rate1, beta2, rate2, step, root2, eps, rate = numbers.unbind()
-    g = g * clip
-    m_new = torch.lerp(m, g, rate1)
-    v_new = v * beta2 + g * g * rate2
-    p_new = p * kept - step * m_new / (v_new.sqrt() / root2 + eps)
-    if mean is not None:
-        mean.copy_(torch.lerp(mean, p_new, rate))
-    p.copy_(p_new)
-    m.copy_(m_new)
-    v.copy_(v_new)
-
-
-def _together(rows: Sequence[Row], numbers: Tensor) -> None:
-    for row in rows:
-        _at_once(*row, numbers)
-
-
-@functools.cache
-def compiled(averaged: bool) -> Callable[[Sequence[Row], Tensor], None] | None:
-    """The loop over rows that all have an average, or none; None where it cannot be compiled."""
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        return None
-    loop = torch.compile(_together, dynamic=True)
-    unequal = [_zeros(LARGE + 64 * i, averaged) for i in range(TOGETHER)]  # sizes found equal would stay so
-    padding = [_zeros(64, averaged) for _ in range(TOGETHER)]
-    try:
-        with torch.no_grad():
-            loop(unequal, torch.ones(9))
-    except Exception:  # whatever is missing on this machine, from headers to a place to write: there is another way
-        return None
-
-    def run(rows: Sequence[Row], numbers: Tensor) -> None:
-        for i in range(0, len(rows), TOGETHER):
-            some = rows[i : i + TOGETHER]
-            loop([*some, *padding[len(some) :]], numbers)
-
-    return run
-
-
-def _zeros(n: int, averaged: bool) -> Row:
-    p, g, m, v, mean = (torch.zeros(n) for _ in range(5))  # each by itself: views of one tensor are compiled otherwise
-    return p, g, m, v, mean if averaged else None
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """A dense tensor's numbers as they lie in memory; no view, of whose bases the compiler tells the shapes apart."""
-    return tensor.as_strided((tensor.numel(),), (1,)).data
+LARGE = 1 << 16  # numbers of a tensor that is worth a place in the pass
+MANY = 1 << 23  # numbers of such tensors for which building it, some seconds when first done, is worth while
 
 
 def _dense(tensor: Tensor) -> bool:
@@ -103,6 +48,7 @@ class Adam:
             p for p in self.owned if p.numel() >= LARGE and p.device.type == "cpu" and p.dtype == torch.float32 and _dense(p)
         ]
         self.large = {id(p) for p in large} if sum(p.numel() for p in large) >= MANY else set()
+        self.settled = False  # whether what the pass goes over lies on large pages
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], images: int, averages: Averages | None = None) -> Tensor:
@@ -122,7 +68,7 @@ class Adam:
             (p, g if g.stride() == p.stride() else torch.empty_like(p).copy_(g))
             for p, g in zip(self.owned, grads, strict=True)
         ]
-        if self.large and compiled(averages is not None):
+        if self.large and native.library():
             self._step_large([(p, g) for p, g in pairs if id(p) in self.large], scale, lr, averages)
             pairs = [(p, g) for p, g in pairs if id(p) not in self.large]
         if pairs:
@@ -142,24 +88,24 @@ class Adam:
             p.grad = None
 
     def _step_large(self, pairs: list[tuple[Tensor, Tensor]], scale: Tensor, lr: float, averages: Averages | None) -> None:
-        rows: dict[tuple[int, bool], list[Row]] = {}
+        rows: dict[int, list[native.Row]] = {}
         for p, g in reversed(pairs):  # the norm has just read the gradients: the last are still in the caches
             if not (state := self.inner.state[p]):  # as torch begins it
                 state |= {"step": torch.zeros((), dtype=torch.float32), "exp_avg": torch.zeros_like(p)}
                 state |= {"exp_avg_sq": torch.zeros_like(p)}
             state["step"] += 1
-            mean = averages.take(p) if averages else None
-            kind = int(state["step"]), mean is not None
-            row = (_flat(p), _flat(g), _flat(state["exp_avg"]), _flat(state["exp_avg_sq"]), None if mean is None else _flat(mean))
-            rows.setdefault(kind, []).append(row)
-        for (count, averaged), some in rows.items():
-            numbers = self._numbers(count, float(scale), lr, 1 - averages.decay if averages else 0.0)
-            (compiled(averaged) or _together)(some, numbers)
+            row = (p, g, state["exp_avg"], state["exp_avg_sq"], averages.take(p) if averages else None)
+            rows.setdefault(int(state["step"]), []).append(row)
+        if not self.settled:
+            memory.large_pages([t for some in rows.values() for row in some for t in row if t is not None])
+            self.settled = True
+        for count, some in rows.items():
+            native.adam(some, self._numbers(count, float(scale), lr, 1 - averages.decay if averages else 0.0))
 
-    def _numbers(self, count: int, scale: float, lr: float, rate: float) -> Tensor:
+    def _numbers(self, count: int, scale: float, lr: float, rate: float) -> list[float]:
         (beta1, beta2), r = self.recipe.betas, self.recipe
         step, root2 = lr / (1 - beta1**count), math.sqrt(1 - beta2**count)
-        return torch.tensor([scale, 1 - lr * r.weight_decay, 1 - beta1, beta2, 1 - beta2, step, root2, r.eps, rate])
+        return [scale, 1 - lr * r.weight_decay, beta1, beta2, step, root2, r.eps, rate]
 
     def state(self) -> dict[str, Tensor]:
         """Named tensors of the optimizer's state, gathered; empty before the first step."""
@@ -172,6 +118,7 @@ class Adam:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `state` gave; empty, the optimizer is new again."""
         self.inner.state.clear()
+        self.settled = False
         for i, (p, own) in enumerate(zip(self.objective.parameters, self.owned, strict=True)):
             prefix = f"{self.objective.name}/{i}/"
             found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

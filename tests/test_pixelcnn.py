@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import math
 
+import of_chains
 import pytest
 import torch
+from of_chains import BIG, EMPTY, LABEL, every_picture
 from torch import Tensor
 
 from nonesuch import catalog
-from nonesuch.core.given import Category, Given, Schema
+from nonesuch.core.given import Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.model import guided
-from nonesuch.core.objective import Batch
 from nonesuch.core.seeds import Seeds
-from nonesuch.models.autoregressive._heads import invert
 from nonesuch.models.autoregressive._streams import Streams, Walk
 from nonesuch.models.autoregressive.pixelcnnpp import PixelCNNpp
 
-LABEL = Schema({"label": Category(("a", "b"))})
-EMPTY = Schema({})
-
 
 def random_weights(spec: ImageSpec, schema: Schema = EMPTY, scale: float = 0.1, **config: object) -> PixelCNNpp:
-    """A tiny model with weights that are nowhere zero, so that every path counts."""
-    model = catalog.build("autoregressive/pixelcnnpp", spec, schema, "tiny", **{"width": 12, **config})
+    model = of_chains.with_random_weights("autoregressive/pixelcnnpp", spec, schema, scale, **config)
     assert isinstance(model, PixelCNNpp)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.add_(scale * Seeds((7,), (0,)).normal(name, *p.shape)[0])
-    model.images_seen.fill_(1)
     return model
-
-
-def every_picture(spec: ImageSpec) -> Tensor:
-    k = torch.tensor(list(itertools.product(range(spec.levels or 0), repeat=spec.numel)))
-    return spec.from_levels(k.view(-1, *spec.shape))
 
 
 SPECS = {
@@ -98,33 +84,10 @@ def test_a_walk_equals_one_pass(size: tuple[int, int], resolutions: int, given: 
                 walk.tell(j, x[:, i, j])
 
 
-BIG = {
-    "levels": ImageSpec(1, (5, 3), levels=9),
-    "sub-pixels": ImageSpec(3, (2, 3), levels=5),
-    "mixture": ImageSpec(3, (3, 4), levels=256),
-    "tokens": ImageSpec(2, (7,), "l", "categorical", 11),
-}
-
-
 @pytest.mark.parametrize("name", BIG)
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_sampling_equals_recomputing_everything(name: str, guidance: float):
-    model = random_weights(BIG[name], LABEL)
-    seeds, n = Seeds.of(5, 4), 4
-    given = model.schema.given(n, {"label": ["a", "b", None, "b"]})
-    with torch.no_grad():
-        fast = model.raster.tokens(list(model._sample_steps(given, seeds, model.spec.size, guidance=guidance))[-1].x)
-        u = seeds.uniform("value", model.raster.length, model.raster.values, model.head.draws)
-        k = torch.zeros_like(fast)
-        for i, j in itertools.product(range(model.raster.length), range(model.raster.values)):
-            out = model.outputs(k, model._condition(given))[:, i]
-            if guidance == 1:
-                k[:, i, j] = model.head.draw(out, k[:, i], j, u[:, i, j])
-            else:
-                plain = model.outputs(k, model._condition(model.schema.missing(n)))[:, i]
-                with_, without = (model.head.logits(o, k[:, i], j) for o in (out, plain))
-                k[:, i, j] = invert(without + guidance * (with_ - without), u[:, i, j, 0])
-    assert torch.equal(fast, k)
+    of_chains.sampling_equals_recomputing_everything(random_weights(BIG[name], LABEL), guidance)
 
 
 def test_samples_have_the_probabilities_of_the_likelihood():
@@ -141,18 +104,7 @@ def test_samples_have_the_probabilities_of_the_likelihood():
 
 def test_completion_is_exact_after_a_beginning_and_keeps_what_is_known():
     model = random_weights(ImageSpec(1, (2, 2), levels=3), LABEL, scale=0.1)
-    every, n = every_picture(model.spec), 10_000
-    x = model.spec.from_levels(torch.tensor([[[[2, 0], [0, 0]]]]))
-    known = torch.tensor([[[[True, True], [False, False]]]])
-    filled = model.complete(x.expand(n, -1, -1, -1), known.expand(n, -1, -1, -1), {"label": "b"}, seeds=1)
-    assert (filled[:, :, 0] == x[0, :, 0]).all()
-    fits = (every[:, 0, 0] == x[0, 0, 0]).all(1)
-    p = model.log_prob(every[fits], {"label": "b"}).nats.softmax(0)  # p(unknown | known) by enumeration
-    k = model.raster.tokens(filled)[..., 0]
-    found = torch.bincount(k[:, 2] * 3 + k[:, 3], minlength=9)
-    assert ((found - n * p).square() / (n * p)).sum() < 28  # chi-square, 8 degrees
-    nothing = torch.zeros(5, 1, 2, 2, dtype=torch.bool)
-    assert torch.equal(model.complete(every[:5], nothing, seeds=2), model.sample(5, seeds=2))
+    of_chains.completion_is_exact_after_a_beginning_and_keeps_what_is_known(model)
 
 
 def test_guidance_moves_towards_the_condition_and_scale_one_is_none():
@@ -169,29 +121,11 @@ def test_guidance_moves_towards_the_condition_and_scale_one_is_none():
 
 
 def test_untrained_model_is_uniform_and_the_tiny_one_learns():
-    spec = ImageSpec(1, (4, 4), levels=17)
-    model = catalog.build("autoregressive/pixelcnnpp", spec, EMPTY, "tiny")
-    model.images_seen.fill_(1)
-    x = spec.from_levels(Seeds.of(0, 8).integers("x", 17, 1, 4, 4))
-    assert torch.allclose(model.log_prob(x).nats, torch.full((8,), -16 * math.log(17)), atol=1e-3)
-    (objective,) = model.objectives()
-    optimizer = torch.optim.Adam(objective.parameters, 1e-2)
-    batch = Batch(x, Given(8), Seeds.of(0, 8))
-    for _ in range(60):
-        loss = sum(objective.terms(batch).loss.values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.5 * math.log(17)
+    of_chains.untrained_is_uniform_and_the_tiny_one_learns("autoregressive/pixelcnnpp")
 
 
 def test_in_bf16_likelihoods_are_near_those_of_float32_and_samples_are_drawn():
-    model = random_weights(BIG["mixture"], LABEL)
-    x = model.sample(8, {"label": "a"}, seeds=3)
-    exact = model.log_prob(x, {"label": "a"}).nats
-    model.compute_dtype = torch.bfloat16
-    assert torch.allclose(model.log_prob(x, {"label": "a"}).nats, exact, rtol=0.01)
-    assert torch.equal(model.sample(2, seeds=1), model.spec.snap(model.sample(2, seeds=1)))
+    of_chains.bf16_likelihoods_are_near_and_samples_are_drawn(random_weights(BIG["mixture"], LABEL))
 
 
 def test_refusals_are_sentences():

@@ -196,9 +196,9 @@ def by_definition(fake: Array, real: Array, k: int) -> list[Array]:
 
 
 @pytest.mark.parametrize("case", ["plain", "float32", "copies", "collapsed", "far", "one picture", "clusters", "tiny"])
-@pytest.mark.parametrize("amx", [False, True])
-def test_prdc_decides_as_the_definition_does_where_tiles_cannot(case: str, amx: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_prdc_decides_as_the_definition_does_where_tiles_cannot(case: str, bf16: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_pairs, "has_bf16", lambda device: bf16)
     fake, real = draw(230, 9, "fake", 0.2), draw(210, 9, "real")
     if case == "float32":
         fake, real = fake.astype(np.float32), real.astype(np.float32)

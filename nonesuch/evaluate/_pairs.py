@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from nonesuch.evaluate.score import Array
+from nonesuch.train.device import has_bf16
 
 TILE_BYTES = 64 * 2**20
 
@@ -117,7 +118,7 @@ class Vectors:
 
 def vectors(*sets: Array, dtype: torch.dtype | None = None) -> list[Vectors]:
     """Sets of vectors ready for tiles, from the mean of the first; dtype: of products, by the processor if not given."""
-    dtype = dtype or (torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32)
+    dtype = dtype or (torch.bfloat16 if has_bf16(torch.device("cpu")) else torch.float32)
     centre = sets[0].mean(0, dtype=np.float64)
     farthest = max(float(np.abs(limit - centre).max()) for x in sets for limit in (x.min(0), x.max(0)))
     scale = float(2.0 ** np.ceil(np.log2(farthest * np.sqrt(len(centre))))) if farthest > 0 else 1.0

@@ -1,16 +1,21 @@
 """One place that decides where and in which precision a model computes; explicit dtypes, no autocast.
 
-bf16 serves convolutions and matrix products where the processor multiplies it in hardware (AMX, or a GPU); weights, averages,
-losses, likelihoods and statistics stay float32. Without such hardware bf16 is slower than float32 (DESIGN section 6), also where
-the processor has AVX512-BF16 but no AMX: a convolution of 128 channels takes 8.5 ms in float32, 13.0 in bf16, and 2.2 with AMX.
+bf16 serves convolutions and matrix products where the processor multiplies it in hardware (AMX, AMD's AVX512-BF16, or a GPU);
+weights, averages, losses, likelihoods and statistics stay float32. Elsewhere bf16 is slower than float32 (DESIGN section 6).
+AVX512-BF16 alone does not decide: forward and backward of a convolution of 128 channels runs at 0.45 TFLOP/s in bf16 and 0.17 in
+float32 on two cores of Zen 4, but an Intel processor kept from its AMX takes 13.0 ms for what takes it 8.5 in float32 (and 2.2
+with AMX).
+
 Images lie channels-last, and freed memory is kept (memory.py). Fused kernels (nn/fused.py, nn/packed.py) are used where they pay;
 NONESUCH_COMPILE=0 forbids them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -76,7 +81,8 @@ def _found(where: torch.device) -> str:
         return f"cuda ({torch.cuda.get_device_name(where)}, capability {major}.{minor})"
     if where.type != "cpu":
         return where.type
-    return f"cpu ({'AMX' if has_bf16(where) else torch.backends.cpu.get_cpu_capability()})"
+    unit = "AMX" if torch.cpu._is_amx_tile_supported() else "AVX512-BF16" if has_bf16(where) else ""
+    return f"cpu ({unit or torch.backends.cpu.get_cpu_capability()})"
 
 
 def _own(where: torch.device, ranks: Ranks) -> torch.device:
@@ -112,7 +118,15 @@ def load(
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 products run in hardware there."""
+    """Whether bf16 products run in hardware there, and faster than float32's."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and _amd()))
+
+
+@cache
+def _amd() -> bool:
+    """Whether the processor is one of AMD's."""
+    with contextlib.suppress(OSError):
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    return False

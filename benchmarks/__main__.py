@@ -2,7 +2,7 @@
 
     python -m benchmarks                      all, printed
     python -m benchmarks unet glow --rounds 3 two of them, quicker
-    python -m benchmarks --results            all, and written to benchmarks/RESULTS.md between its two marks
+    python -m benchmarks --results            all, and written to benchmarks/RESULTS.md as this kind of processor's table
 
 Options that are not its own go to each benchmark. A peer that is not installed is left out with a sentence.
 """
@@ -50,20 +50,34 @@ def shown(line: dict[str, Any]) -> list[str]:
     return rows
 
 
-def machine() -> str:
-    """Processor, versions and commit, in a sentence."""
+def processor() -> str:
+    """Its name and what it multiplies with, which is what a table holds for."""
     found = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     names = {line.partition(":")[2].strip() for line in found.splitlines() if line.startswith("model name")}
     flags = [flag for flag in ("amx_bf16", "avx512_bf16", "avx2") if flag in found]
-    versions = []
+    return f"{', '.join(names) or platform.processor()} ({', '.join(flags)})"
+
+
+def versions() -> str:
+    """Of Python, torch, the peers and this, in a sentence."""
+    found = [f"Python {platform.python_version()}"]
     for peer in PEERS:
         try:
-            versions.append(f"{peer} {metadata.version(peer)}")
+            found.append(f"{peer} {metadata.version(peer)}")
         except metadata.PackageNotFoundError:
             continue
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    processor = ", ".join(names) or platform.processor()
-    return f"{processor} ({', '.join(flags)}), Python {platform.python_version()}; {', '.join(versions)}; commit {commit}."
+    return f"{', '.join(found)}; commit {commit}."
+
+
+def with_table(text: str, heading: str, table: str) -> str:
+    """The results with this processor's table in place of its former one, or after those of others."""
+    before, _, rest = text.partition(MARKS[0])
+    found, _, after = rest.partition(MARKS[1])
+    first, *parts = found.split("\n### ")
+    tables = {part.partition("\n")[0]: part.partition("\n")[2].strip() for part in parts} | {heading: table}
+    sections = [f"### {name}\n\n{said}\n" for name, said in tables.items()]
+    return before + MARKS[0] + "\n".join([first.rstrip() + "\n", *sections]) + "\n" + MARKS[1] + after
 
 
 def main() -> None:
@@ -76,7 +90,7 @@ def main() -> None:
     named = [a for a in asked if a in everything]
     options = [a for a in asked if a not in named and a != "--results"]
     table = ["| row | contestant | median | ours is times | share of the limit |", "|---|---|---|---|---|"]
-    print(machine(), *table, sep="\n", flush=True)
+    print(processor(), versions(), *table, sep="\n", flush=True)
     for name in named or everything:
         for line in measured(name, options):
             print(*(rows := shown(line)), sep="\n", flush=True)
@@ -84,10 +98,8 @@ def main() -> None:
             if line["note"]:
                 table.append(f"| | {line['note']} | | | |")
     if write:
-        before, _, rest = RESULTS.read_text(encoding="utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        text = "\n".join([MARKS[0], "", machine(), "", *table, "", MARKS[1]])
-        RESULTS.write_text(before + text + after, encoding="utf-8")
+        text = with_table(RESULTS.read_text(encoding="utf-8"), processor(), "\n".join([versions(), "", *table]))
+        RESULTS.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

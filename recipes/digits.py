@@ -47,12 +47,12 @@ from nonesuch.train.device import place
 
 def trained(family: str, data: Data, seed: int, args: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
     """The family's model of this seed and budget, trained now or before."""
-    folder = Path(args.out) / f"{family}-{args.budget}-{seed}"
+    folder = Path(args.out) / f"{family}-{args.budget}-{seed}{'' if args.precision == 'auto' else f'-{args.precision}'}"
     done = folder / "done.json"
     if done.is_file():
         return ns.load(folder), json.loads(done.read_text())
     begin = time.perf_counter()
-    model = ns.fit(family, data, given="label", budget=args.budget, seed=seed, out=folder)
+    model = ns.fit(family, data, given="label", budget=args.budget, seed=seed, out=folder, precision=args.precision)
     about = {"family": family, "seed": seed, "train_s": round(time.perf_counter() - begin, 1), "images": int(model.images_seen)}
     done.write_text(json.dumps(about))
     return model, about
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
     parser.add_argument("--budget", default="45s")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--precision", default="auto", help="of training; fp32 asks whether bf16 trains as well")
     parser.add_argument("--out", default="runs/digits")
     args = parser.parse_args()
     data = ns.data.open("digits")

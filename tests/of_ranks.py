@@ -70,17 +70,22 @@ def steps(run: Run, n: int) -> list[dict[str, Tensor]]:
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """Whatever says float() for "at least float32" gets float64."""
+    """Whatever says float() for "at least float32" gets float64, and so does whoever draws."""
     plain, inside = Tensor.float, loader._inside
+    draws = {name: getattr(Seeds, name) for name in ("uniform", "normal", "keep")}
     torch.set_default_dtype(torch.float64)
     Tensor.float = Tensor.double  # type: ignore[method-assign]  # the patch is the point, undone below
     loader._inside = lambda k, spec: spec.from_levels(k)
+    for name, draw in draws.items():
+        setattr(Seeds, name, lambda *asked, _draw=draw, **named: _draw(*asked, **named).double())
     try:
         yield
     finally:
         torch.set_default_dtype(torch.float32)
         Tensor.float = plain  # type: ignore[method-assign]  # the original again
         loader._inside = inside
+        for name, draw in draws.items():
+            setattr(Seeds, name, draw)
 
 
 def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

@@ -84,6 +84,50 @@ def test_an_autoencoder_encodes_and_decodes_the_same(autoencoder: Pair):
     assert apart(model.decode(z), decoded) < 1.05 * apart(rough.decode(posterior.mean.bfloat16()).sample, decoded)
 
 
+@torch.no_grad()
+@pytest.mark.slow
+def test_a_dit_of_the_published_size(tmp_path: Path):
+    """DiT-XL/2 at 256 pixels: 675 M parameters, random."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    theirs = diffusers.DiTTransformer2DModel(
+        num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, sample_size=32,
+        num_embeds_ada_norm=1000,
+    ).eval()  # fmt: skip
+    for block in theirs.transformer_blocks:
+        block.norm1.emb.load_state_dict(theirs.transformer_blocks[0].norm1.emb.state_dict())
+    theirs.save_pretrained(tmp_path)
+    x, k, labels = Seeds.of(0, 2).normal("x", 4, 32, 32), torch.tensor([10, 900]), torch.tensor([3, 999])
+    wanted = theirs(x, timestep=k, class_labels=labels).sample[:, :4]
+    theirs = theirs.bfloat16()  # of random weights and 28 blocks, whose rounding in bf16 is about one per cent in either
+    rough = theirs(x.bfloat16(), timestep=k, class_labels=labels).sample[:, :4]
+    del theirs
+    model = from_diffusers(tmp_path)
+    given = model.schema.given(2, {"label": ["3", "999"]})
+    assert apart(model.noise_of(x, k + 1, given), wanted) < 1e-5
+    model.compute_dtype = torch.bfloat16
+    assert apart(model.noise_of(x, k + 1, given), wanted) < max(1e-2, 1.05 * apart(rough, wanted))
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_an_autoencoder_of_the_published_size(tmp_path: Path):
+    """That of Stable Diffusion: 84 M parameters, random."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    theirs = diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=128, **kinds
+    ).eval()  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    model = from_diffusers(tmp_path)
+    assert isinstance(model, AutoencoderKL)
+    x = Seeds.of(0, 1).uniform("x", 3, 128, 128) * 2 - 1
+    mean = theirs.encode(x).latent_dist.mean
+    assert apart(model._posterior(x)[0], mean * model.config.scaling) < 1e-5
+    assert apart(model.decode(mean * model.config.scaling), theirs.decode(mean).sample) < 1e-5
+
+
 def changed(folder: Path, to: Path, **settings: object) -> Path:
     to.mkdir()
     about = json.loads((folder / "config.json").read_text()) | settings

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nonesuch import catalog
+from nonesuch.core.compiled import _folder, compiled
 from nonesuch.core.given import Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
@@ -160,7 +161,7 @@ def test_threads_and_batches_do_not_change_an_image():
         torch.set_num_threads(before)
 
 
-# -- the compiled library
+# -- the compiled libraries
 
 
 def test_without_permission_or_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -177,13 +178,30 @@ def test_without_permission_or_compiler_there_is_no_library(monkeypatch: pytest.
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
+def test_what_was_built_is_found_and_only_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("NONESUCH_CACHE", str(tmp_path))
+    source, header = tmp_path / "one.cpp", tmp_path / "one.h"
+    header.write_text("const int one = 1;")
+    source.write_text('#include "one.h"\nextern "C" int said() { return one; }')
+    assert compiled([source], [header], build=False) is None
+    built = compiled([source], [header])
+    if built is None:
+        pytest.skip("there is no compiler")
+    assert built.said() == 1
+    found = compiled([source], [header], build=False)
+    assert found is not None
+    assert found.said() == 1
+    header.write_text("const int one = 2;")  # another program
+    assert compiled([source], [header], build=False) is None
+
+
 def test_a_folder_that_others_write_to_holds_nothing_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("NONESUCH_CACHE", str(tmp_path))
     (tmp_path / "native").mkdir(mode=0o777)
     (tmp_path / "native").chmod(0o777)
-    assert native._folder(tmp_path / "spare") == tmp_path / "spare"
+    assert _folder(tmp_path / "spare") == tmp_path / "spare"
     (tmp_path / "native").chmod(0o700)
-    assert native._folder(tmp_path / "spare") == tmp_path / "native"
+    assert _folder(tmp_path / "spare") == tmp_path / "native"
 
 
 # -- convolutions and attention

@@ -1,12 +1,14 @@
 """Random numbers: published vectors of the generator, distribution, independence of neighbours, and one number a place."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from scipy import stats
 from torch import nn
 
+from nonesuch.core import seeds as draws
 from nonesuch.core.seeds import Seeds, initialise, permutation, philox
 from nonesuch.nn.conv import Conv, Dropout, Linear, zero
 
@@ -35,7 +37,103 @@ def test_vectors_survive_batching():
     assert [tuple(f"{int(w):08x}" for w in row) for row in found] == [v[2] for v in VECTORS]
 
 
-def test_a_picture_has_its_numbers_in_any_batch():
+@pytest.fixture(params=["built", "numpy"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each test with compiled code and with what takes its place."""
+    built = draws._built(True) if request.param == "built" else None
+    if request.param == "built" and built is None:
+        pytest.skip("there is no compiler")
+    monkeypatch.setattr(draws, "_built", lambda build: built)
+    kind: str = request.param
+    return kind
+
+
+MIXED = [Seeds.of(11, 5), Seeds.of(-7, 1), Seeds((11, 5, -3, 2**70), (17, 0, 2**40 + 3, 2**64 - 1)), Seeds((4, 4), (2**33, 9))]
+COUNTS = [1, 3, 4, 63, 64, 65, 4095, 4096, 4097, 9000]  # about a vector's words and a task's
+STEPS = [0, 3, 2**32 - 1, 2**33 + 5, 2**47]
+
+
+DRAWS: list[Callable[[Seeds, int, int], torch.Tensor]] = [
+    lambda seeds, count, step: seeds.bits("a", count, step),
+    lambda seeds, count, step: seeds.uniform("b", count, 2, step=step),
+    lambda seeds, count, step: seeds.normal("c", 1, count, step=step),
+    lambda seeds, count, step: seeds.integers("d", 1000, count, step=step),
+    lambda seeds, count, step: seeds.keep("e", 0.3, count, step=step),
+]
+
+
+@pytest.mark.parametrize("seeds", MIXED)
+def test_compiled_draws_are_bit_for_bit_those_of_numpy(seeds: Seeds, monkeypatch: pytest.MonkeyPatch):
+    asked = [(draw, count, step) for draw in DRAWS for count in COUNTS for step in STEPS]
+    if draws._built(True) is None:
+        pytest.skip("there is no compiler")
+    found = [draw(seeds, count, step) for draw, count, step in asked]
+    monkeypatch.setattr(draws, "_built", lambda build: None)
+    for (draw, count, step), mine in zip(asked, found, strict=True):
+        wanted = draw(seeds, count, step)
+        assert mine.dtype == wanted.dtype
+        assert torch.equal(mine, wanted), f"{count} at step {step}"
+
+
+def test_torch_and_numpy_make_the_same_words():
+    words = Seeds((11, 5), (17, 2**40 + 3)).bits("a", 70, 2**33 + 5)
+    keys = torch.tensor([draws._key(s, "a") for s in (11, 5)]).T[:, :, None]
+    block = torch.arange(18)[None]
+    low, high = torch.tensor([[17], [3]]), torch.tensor([[0 ^ 2 << 16], [(2**40 >> 32) ^ 2 << 16]])
+    counters = torch.stack(torch.broadcast_tensors(block, torch.full_like(block, 5), low, high))
+    assert torch.equal(words, philox(counters, keys).permute(1, 2, 0).reshape(2, -1)[:, :70])
+
+
+def test_small_draws_build_nothing(monkeypatch: pytest.MonkeyPatch):
+    asked: list[bool] = []
+    monkeypatch.setattr(draws, "_built", lambda build: asked.append(build))
+    Seeds.of(0, 8).normal("z", 64)
+    Seeds.of(0, 8).keep("z", 0.1, 64)
+    assert set(asked) == {False}
+    asked.clear()
+    Seeds.of(0, 2).bits("z", draws._WORTH // 2)
+    assert asked == [True]
+
+
+SHAPES = [(3, 5), (2, 70, 64), (2, 64, 16, 16), (3, 130, 7, 7), (2, 66, 3, 4, 5), (1, 1, 300, 1), (4, 3, 0)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dropout_in_one_pass_is_the_product_with_the_mask(shape: tuple[int, ...], last: bool, dtype: torch.dtype, form: str):
+    seeds = Seeds((1, 1, 9, 1)[: shape[0]], (4, 2**34, 7, 1)[: shape[0]])
+    x = Seeds.of(0, shape[0]).normal("x", *shape[1:]).to(dtype).contiguous()
+    if x.numel():
+        x[0, 0], x[-1, -1] = math.nan, -math.inf
+    if last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    found, wanted = seeds.drop(x, "d", 0.3), x * seeds.keep("d", 0.3, *shape[1:]).to(dtype)
+    assert found.dtype == dtype
+    assert found.stride() == x.stride()
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num(5.0), wanted.nan_to_num(5.0))
+
+
+def test_large_dropout_has_all_its_derivatives_and_keeps_no_mask(form: str):
+    keys, x = (
+        Seeds.of(1, 2),
+        Seeds.of(0, 2).normal("x", 32, 32, 40).contiguous(memory_format=torch.channels_last).requires_grad_(),
+    )
+    mask = keys.keep("d", 0.3, 32, 32, 40)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = Dropout(0.3, "d")(x, keys)
+    assert (kept == []) == (form == "built")
+    assert torch.equal(y, x * mask)
+    w = torch.ones_like(x).requires_grad_()
+    (g,) = torch.autograd.grad(y, x, w, create_graph=True)
+    assert torch.equal(g, mask)
+    (h,) = torch.autograd.grad(g.square().sum(), w)  # the derivative of (mask w)^2
+    assert torch.equal(h, 2 * mask * mask)
+
+
+def test_a_picture_has_its_numbers_in_any_batch(form: str):
     whole = Seeds.of(11, 64).normal("eps", 3, 40, 41)
     assert torch.equal(whole[17], Seeds((11,), (17,)).normal("eps", 3, 40, 41)[0])
     assert torch.equal(whole[[3, 60]], Seeds.of(11, 64)[[3, 60]].normal("eps", 3, 40, 41))
@@ -44,12 +142,12 @@ def test_a_picture_has_its_numbers_in_any_batch():
     assert torch.equal(mixed[1], Seeds.of(5, 3).normal("eps", 3, 40, 41)[2])
 
 
-def test_a_longer_draw_begins_with_the_shorter():
+def test_a_longer_draw_begins_with_the_shorter(form: str):
     seeds = Seeds.of(0, 3)
     assert torch.equal(seeds.bits("a", 50_000)[:, :40], seeds.bits("a", 40))
 
 
-def test_names_steps_seeds_and_indices_all_matter():
+def test_names_steps_seeds_and_indices_all_matter(form: str):
     draws = [
         Seeds((seed,), (index,)).bits(name, 8, step)
         for seed in (0, 1, -1, 2**70)
@@ -60,7 +158,7 @@ def test_names_steps_seeds_and_indices_all_matter():
     assert len({tuple(d[0].tolist()) for d in draws}) == len(draws)
 
 
-def test_uniforms_and_normals_have_their_distribution():
+def test_uniforms_and_normals_have_their_distribution(form: str):
     seeds = Seeds.of(3, 200)
     uniform, normal = seeds.uniform("u", 1000).flatten(), seeds.normal("z", 1001).flatten()
     assert uniform.min() > 0

@@ -9,6 +9,9 @@ ten rounds that take the counter words (c0, c1, c2, c3) and the key words (k0, k
 Here the key is a hash of (seed, name of the draw) and the counter is (block of elements, step, index low, index high).
 Words are 32-bit integers held in int64, and a product's high word survives the wrap of int64 multiplication.
 
+On a processor compiled code (draws.cpp) makes the words and what is made of them, or, where it is not built and there is too
+little to do for building it, numpy; elsewhere it is torch. All give the same bits: logarithms and sines are torch's in each.
+
 References:
     Parallel Random Numbers: As Easy as 1, 2, 3 (Salmon, Moraes, Dror, Shaw, 2011), section 3.3
     A Note on the Generation of Random Normal Deviates (Box, Muller, 1958)
@@ -16,20 +19,29 @@ References:
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nonesuch.core.compiled import compiled
+
+_HERE = Path(__file__).parent
 _M = (0xD2511F53, 0xCD9E8D57)  # round multipliers M0, M1
 _W = (0x9E3779B9, 0xBB67AE85)  # key increments: golden ratio, sqrt(3) - 1
 _MASK = 0xFFFFFFFF
-_CHUNK = 1 << 13  # counters per pass on a CPU: the working set stays in its second-level cache
+_DROPS = {torch.bfloat16: "drop_bf16", torch.float32: "drop_float"}
+_CHUNK = 1 << 13  # counters per pass of numpy: the working set stays in the second-level cache
+_WORTH = 1 << 17  # words of one draw from which on it is worth a second or two to build the compiled code, once
+_SHARED = 1 << 15  # words of one draw from which on threads share it
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
@@ -63,6 +75,26 @@ def _philox_numpy(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
     out = np.empty(counter.shape, np.uint64)
     out[0::2], out[1::2] = even, odd
     return out
+
+
+@cache
+def _built(build: bool) -> ctypes.CDLL | None:
+    """The functions of draws.cpp; unless `build`, only if they are there."""
+    return compiled([_HERE / "draws.cpp"], [_HERE / "numbers.h"], build)
+
+
+def quick(words: int, device: torch.device) -> bool:
+    """Whether compiled code makes draws of so many words there; they are made twice rather than kept then."""
+    return device.type == "cpu" and _built(words >= _WORTH) is not None
+
+
+class _Draw(ctypes.Structure):
+    """`Draw` of draws.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("pictures", "words", "step", "threads", "own")),
+        *((name, ctypes.c_void_p) for name in ("keys", "low", "high")),
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -119,7 +151,10 @@ class Seeds:
 
     def bits(self, name: str, count: int, step: int = 0, device: torch.device | str = "cpu") -> Tensor:
         """(n, count) int64 in [0, 2^32): the raw words of the draw `name` at `step`."""
-        if torch.device(device).type == "cpu":
+        out = torch.empty(len(self), count, dtype=torch.int64, device=device)
+        if self._made("words", name, count, step, [out]):
+            return out
+        if out.device.type == "cpu":
             return torch.from_numpy(self._words(name, count, step).view(np.int64))
         blocks = -(-count // 4)
         # One key a distinct seed; the counter's words for a picture are constant, the block counts up.
@@ -132,35 +167,62 @@ class Seeds:
         words = torch.broadcast_tensors(block, torch.full_like(block, step & _MASK), low, high)
         return philox(torch.stack(words), keys).permute(1, 2, 0).reshape(len(self), -1)[:, :count]
 
+    def _counters(self, name: str, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keys (1 or n, 2), one for all if there is one seed, as in training; and the counter's words of the index (n,)."""
+        one = self.seed.count(self.seed[0]) == len(self) if len(self) else False
+        keys = np.array([_key(s, name) for s in (self.seed[:1] if one else self.seed)], np.uint64).reshape(-1, 2)
+        index = np.array(self.index, np.uint64)
+        high = (index >> np.uint64(32) ^ np.uint64(step >> 32 << 16)) & np.uint64(_MASK)
+        return keys, index & np.uint64(_MASK), high
+
+    def _made(
+        self, what: str, name: str, count: int, step: int, out: Sequence[Tensor], *numbers: ctypes._SimpleCData[Any]
+    ) -> bool:
+        """Whether compiled code took it: what it makes of `count` words a picture then stands in the last of `out`."""
+        total = len(self) * count
+        built = _built(total >= _WORTH) if out[0].device.type == "cpu" else None
+        if built is None:
+            return False
+        parts = [part.astype(np.uint32) for part in self._counters(name, step)]
+        threads = torch.get_num_threads() if total >= _SHARED else 1
+        draw = _Draw(len(self), count, step & _MASK, threads, len(parts[0]) > 1, *(part.ctypes.data for part in parts))
+        built[what](ctypes.byref(draw), *(ctypes.c_void_p(x.data_ptr()) for x in out), *numbers)
+        return True
+
     def _words(self, name: str, count: int, step: int) -> np.ndarray:
-        """`bits` on a CPU, uint64, a cache's worth of counters at a time."""
+        """`bits` by numpy, uint64, a cache's worth of counters at a time."""
         n, blocks = len(self), -(-count // 4)
-        one = self.seed.count(self.seed[0]) == n if n else False  # one key for all, as in training
-        keys = np.array([_key(s, name) for s in (self.seed[:1] if one else self.seed)], np.uint64).reshape(-1, 2).T[:, :, None]
-        index = np.array(self.index, np.uint64)[:, None]
-        low, high = index & np.uint64(_MASK), (index >> np.uint64(32) ^ np.uint64(step >> 32 << 16)) & np.uint64(_MASK)
+        keys, low, high = self._counters(name, step)
+        keys, low, high, one = keys.T[:, :, None], low[:, None], high[:, None], len(keys) == 1
         rows = max(1, _CHUNK // max(1, blocks))
         out = np.empty((n, blocks, 4), np.uint64)
         for i in range(0, n, rows):
             part = slice(i, i + rows)
             for b in range(0, blocks, _CHUNK):
                 block = np.arange(b, min(blocks, b + _CHUNK), dtype=np.uint64)
-                counter = np.empty((4, len(index[part]), len(block)), np.uint64)
+                counter = np.empty((4, len(low[part]), len(block)), np.uint64)
                 counter[0], counter[1], counter[2], counter[3] = block, step & _MASK, low[part], high[part]
                 out[part, b : b + _CHUNK] = _philox_numpy(counter, keys if one else keys[:, part]).transpose(1, 2, 0)
         return out.reshape(n, -1)[:, :count]
 
     def uniform(self, name: str, *shape: int, step: int = 0, device: torch.device | str = "cpu") -> Tensor:
         """(n, *shape) float32 in (0, 1): the middles of 2^23 equal cells, so that both ends stay open."""
+        out = torch.empty(len(self), *shape, dtype=torch.float32, device=device)
+        if self._made("uniform", name, math.prod(shape), step, [out]):
+            return out
         words = self.bits(name, math.prod(shape), step, device)
-        return ((words >> 9).float() + 0.5).mul_(2.0**-23).view(len(self), *shape)
+        return ((words >> 9).to(torch.float32) + 0.5).mul_(2.0**-23).view(len(self), *shape)
 
     def normal(self, name: str, *shape: int, step: int = 0, device: torch.device | str = "cpu") -> Tensor:
         """(n, *shape) float32 standard normals, by Box and Muller's transform of pairs of words."""
         count = math.prod(shape)
-        pairs = self.bits(name, count + count % 2, step, device).view(len(self), -1, 2)
-        radius = ((pairs[..., 0] + 1).double() * 2.0**-32).float().log_().mul_(-2).sqrt_()  # u in (0, 1]: up to 6.66
-        angle = (pairs[..., 1] >> 8).float().mul_(2 * math.pi * 2.0**-24)
+        even = count + count % 2
+        u, angle = torch.empty(2, len(self), even // 2, dtype=torch.float32, device=device)
+        if not self._made("polar", name, even, step, [u, angle]):
+            pairs = self.bits(name, even, step, device).view(len(self), -1, 2)
+            u = ((pairs[..., 0] + 1).double() * 2.0**-32).to(torch.float32)  # in (0, 1]
+            angle = (pairs[..., 1] >> 8).to(torch.float32).mul_(2 * math.pi * 2.0**-24)
+        radius = u.log_().mul_(-2).sqrt_()  # up to 6.66
         both = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
         return both.view(len(self), -1)[:, :count].reshape(len(self), *shape)
 
@@ -173,12 +235,26 @@ class Seeds:
         """(n, *shape) float32 dropout masks: 1 / (1 - q) or 0, where q is p to the nearest 1/256 (a byte a decision)."""
         count, cut = math.prod(shape), min(255, round(p * 256))
         words = -(-count // 4)
-        if torch.device(device).type == "cpu":  # a word's bytes, lowest first, as they lie in memory: no pass over int64
+        out = torch.empty(len(self), *shape, dtype=torch.float32, device=device)
+        numbers = ctypes.c_int64(count), ctypes.c_int64(cut), ctypes.c_float(256 / (256 - cut))
+        if self._made("keep", name, words, step, [out], *numbers):
+            return out
+        if out.device.type == "cpu":  # a word's bytes, lowest first, as they lie in memory: no pass over int64
             bytes_ = torch.from_numpy(self._words(name, words, step).astype("<u4").view(np.uint8))[:, :count]
         else:
             shifts = torch.tensor([0, 8, 16, 24], device=device)
             bytes_ = ((self.bits(name, words, step, device)[..., None] >> shifts) & 255).view(len(self), -1)[:, :count]
-        return (bytes_ >= cut).float().mul_(256 / (256 - cut)).view(len(self), *shape)
+        return (bytes_ >= cut).to(torch.float32).mul_(256 / (256 - cut)).view(len(self), *shape)
+
+    def drop(self, x: Tensor, name: str, p: float) -> Tensor:
+        """x (n, ...) times the masks `keep`, in x's dtype, and by compiled code without the masks in memory."""
+        last = x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+        if x.dtype in _DROPS and (last or x.is_contiguous()):
+            count, cut, out = math.prod(x.shape[1:]), min(255, round(p * 256)), torch.empty_like(x)
+            sizes = [ctypes.c_int64(size) for size in (x.shape[1], math.prod(x.shape[2:]), last, cut)]
+            if self._made(_DROPS[x.dtype], name, -(-count // 4), 0, [x, out], *sizes, ctypes.c_float(256 / (256 - cut))):
+                return out
+        return x * self.keep(name, p, *x.shape[1:], device=x.device).to(x.dtype)
 
     def categorical(self, logits: Tensor, name: str, step: int = 0) -> Tensor:
         """(n, ...) int64 drawn from softmax(logits) over the last axis of (n, ..., K), by inverting the distribution function."""

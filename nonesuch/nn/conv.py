@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from nonesuch.core.seeds import Seeds
+from nonesuch.core.seeds import Seeds, quick
 
+_LARGE = 1 << 16  # values from which on a dropout is a pass of its own
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -82,6 +85,8 @@ def upsample(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *double"]:
 def channels_last(x: Tensor) -> Tensor:
     """The same values laid out with channels innermost, which is what fast convolutions read."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):  # whose layout is vmap's own affair
+        return x
     return x.contiguous(memory_format=formats[x.dim()]) if x.dim() in formats else x
 
 
@@ -101,5 +106,24 @@ class Dropout(nn.Module):
         """x (B, ...) with keys a seed an image, or None."""
         if keys is None or self.p == 0:
             return x
-        shape = (1, *x.shape[2:]) if self.shared else x.shape[1:]
-        return x * keys.keep(self.name, self.p, *shape, device=x.device).to(x.dtype)
+        plain = self.shared or x.numel() < _LARGE or torch.compiler.is_compiling() or not quick(x.numel() // 4, x.device)
+        if plain or torch._C._functorch.is_functorch_wrapped_tensor(x):
+            shape = (1, *x.shape[2:]) if self.shared else x.shape[1:]
+            return x * keys.keep(self.name, self.p, *shape, device=x.device).to(x.dtype)
+        out: Tensor = _Dropped.apply(x, keys, self.name, self.p)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _Dropped(torch.autograd.Function):
+    """Dropout whose mask is drawn again on the way back, not kept; linear, so that its derivative is itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *how: Any) -> Tensor:
+        ctx.how = how
+        keys, name, p = how
+        out: Tensor = keys.drop(x, name, p)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
+        return _Dropped.apply(dys[0], *ctx.how), None, None, None  # type: ignore[no-untyped-call]

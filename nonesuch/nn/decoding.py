@@ -6,20 +6,24 @@ A new position meets every weight once, so for a few pictures a step costs what 
 values so far. Therefore weights are cast once, and laid out once for the processor's product; the modulation is that of the
 condition, the same at every position; keys and values are kept in the dtype of the computation. In float32 the arithmetic is that
 of the blocks themselves. In bf16 a layer's output is rounded after its activation or the residual's sum instead of before, and
-attention's weights are rounded to bf16 before they meet the values.
+attention's weights are rounded to bf16 before they meet the values. Where there is enough to do, bf16 goes to compiled code
+(positions.py), which rounds less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nonesuch.nn import positions
+from nonesuch.nn.norm import layer_norm
 from nonesuch.nn.transformer import Block
 
+_WORTH = 1 << 22  # weights times positions from which on the compiled code is built, if it is not yet
 _MORE = 48  # positions: copying all so far once in so many costs a few hundredths of reading them each time
 
 
@@ -99,6 +103,58 @@ class _Position:
         return more
 
 
+def _layers(block: Block) -> tuple[nn.Linear, ...]:
+    return block.attention.qkv, block.attention.out, block.mlp_in, block.mlp_out
+
+
+def _rows(block: Block, c: Tensor) -> list[Tensor]:
+    """Scale and shift of its two normalisations, (B, width) each."""
+    return [m[:, 0].float().contiguous() for m in block.modulate(c, torch.bfloat16)]
+
+
+class _Many:
+    """All blocks for many rows: torch's products, and compiled code between them."""
+
+    def __init__(self, blocks: Sequence[Block], c: Tensor, kept: positions.Kept) -> None:
+        self.between = positions.Between(kept)
+        self.products = [[Product(layer, torch.bfloat16, len(c)) for layer in _layers(block)] for block in blocks]
+        self.rows = [_rows(block, c) for block in blocks]
+
+    def __call__(self, x: Tensor, i: int) -> Tensor:
+        normal, attend = self.between.modulate, self.between.attend
+        for n, ((qkv, out, inner, outer), rows) in enumerate(zip(self.products, self.rows, strict=True)):
+            x = out.plus(attend(n, qkv(normal(x, *rows[:2])), i), x)
+            x = outer.plus(inner.silu(normal(x, *rows[2:])), x)
+        return x
+
+
+def _at_once(rows: int, weights: int) -> bool:
+    """Whether blocks of so many weights are better done in one call a position than by torch's products.
+
+    With AMX (tiles) torch's are ten times as fast, but a call costs 16 microseconds, and few rows cost what reading the weights
+    costs: the numbers follow from that and were not tried. Without, torch's are no faster up to where it says so (Zen 4).
+    """
+    tiles = torch.cpu._is_amx_tile_supported()
+    return rows <= 4 or rows * weights <= 1 << 22 if tiles else rows <= 64
+
+
+def _built(blocks: Sequence[Block], c: Tensor, room: int, dtype: torch.dtype) -> Callable[[Tensor, int], Tensor] | None:
+    """All blocks by compiled code, if it knows them and there is enough to do for building it to be worth while."""
+    forms = {(b.activation, b.attention.norm, b.attention.num_heads, b.mlp_in.weight.shape) for b in blocks}
+    if len(forms) != 1 or c.device.type != "cpu" or dtype != torch.bfloat16:
+        return None
+    activation, norm, heads, (_, width) = forms.pop()
+    weights = sum(layer.weight.numel() for layer in _layers(blocks[0]))
+    if activation is not F.silu or norm is not layer_norm or room * len(blocks) * weights < _WORTH or positions.library() is None:
+        return None
+    kept = positions.Kept(len(c), width, heads, len(blocks), room)
+    if not _at_once(len(c), weights):
+        return _Many(blocks, c, kept)
+    return positions.Stack(
+        kept, [[(layer.weight, layer.bias) for layer in _layers(b)] for b in blocks], [_rows(b, c) for b in blocks]
+    )
+
+
 class Decoding:
     """x_i (B, width) -> y_i (B, width) through causal blocks under the condition c (B, width), for at most `room` positions."""
 
@@ -106,13 +162,15 @@ class Decoding:
         blocks = list(blocks)
         if not all(block.attention.causal for block in blocks):
             raise ValueError("only causal blocks go position by position: the others see the positions to come.")
-        self._blocks, self.room, self.length = [_Position(block, c, room, dtype) for block in blocks], room, 0
+        self.room, self.length = room, 0
+        built = _built(blocks, c, room, dtype)
+        self._parts = [built] if built else [_Position(block, c, room, dtype) for block in blocks]
 
     def __call__(self, x: Float[Tensor, "b width"]) -> Float[Tensor, "b width"]:
         """The next position."""
         if self.length == self.room:
             raise ValueError(f"there is room for {self.room} positions, and all have been taken.")
-        for block in self._blocks:
-            x = block(x, self.length)
+        for part in self._parts:
+            x = part(x, self.length)
         self.length += 1
         return x

@@ -4,7 +4,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "numbers.h"
+#include "../core/numbers.h"
 
 constexpr i64 CHUNK = 1 << 16;  // numbers of one task
 constexpr i64 LINE = 64;        // numbers taken at a time

@@ -59,7 +59,7 @@ def score(
     if mine != theirs:
         raise ValueError(f"the model draws {mine[0]} with {mine[1]} levels, and {data} has {theirs[0]} with {theirs[1]}.")
     with Console(stderr=True).status("training the feature network on the real images") as status:
-        panel = Panel.of(real, tuple(model.schema.columns), limit=limit, seed=seed)
+        panel = Panel.of(real.made_as(model.schema), tuple(model.schema.columns), limit=limit, seed=seed)
         measured = panel.measure(subject_of_model(model, panel, str(checkpoint)), tell=status.update)
     if as_json:
         scores = {"scores": {k: s.to_json() for k, s in measured.scores.items()}, "notes": measured.notes}

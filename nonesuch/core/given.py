@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,6 +146,14 @@ class Image:
 Column = Category | Number | Text | Image
 
 
+class Rows(Mapping[str, Tensor]):
+    """Columns of which some are made when they are asked for: of fewer rows, fewer are made."""
+
+    @abstractmethod
+    def rows(self, which: Tensor) -> Mapping[str, Tensor]:
+        """The same columns of these rows only."""
+
+
 @dataclass(frozen=True)
 class Given:
     """A batch of conditions: column name -> tensor whose first axis is the batch, coded by the schema that made it."""
@@ -157,7 +166,13 @@ class Given:
 
     def __getitem__(self, which: Any) -> Given:
         picked = torch.arange(self.n)[which]
-        return Given(len(picked), {k: v[which] for k, v in self.columns.items()})
+        if isinstance(self.columns, Rows):
+            return Given(len(picked), self.columns.rows(picked))
+        same = {k: v[:1] for k, v in self.columns.items() if v.dim() > 1 and len(v) > 1 and v.stride(0) == 0}  # held once
+        return Given(
+            len(picked),
+            {k: same[k].expand(len(picked), *v.shape[1:]) if k in same else v[which] for k, v in self.columns.items()},
+        )
 
     def to(self, device: torch.device | str) -> Given:
         return Given(self.n, {k: v.to(device) for k, v in self.columns.items()})
@@ -234,8 +249,9 @@ class Schema:
         """The same conditions with every column missing in the rows where `rows` (n,) is true."""
         out = {}
         for k, v in given.columns.items():
-            mask = rows.to(v.device).view(-1, *[1] * (v.dim() - 1))
-            out[k] = torch.where(mask, self.columns[k].missing(given.n).to(v.device), v)
+            mask, column = rows.to(v.device).view(-1, *[1] * (v.dim() - 1)), self.columns[k]
+            missing = torch.full_like(v, math.nan) if isinstance(column, Image) else column.missing(given.n).to(v.device)
+            out[k] = torch.where(mask, missing, v)  # (images may be of another size than the usual one)
         return Given(given.n, out)
 
 

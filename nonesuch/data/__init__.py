@@ -2,5 +2,6 @@
 
 from nonesuch.data.dataset import Data, Images
 from nonesuch.data.open import open
+from nonesuch.data.pair import pair
 
-__all__ = ["Data", "Images", "open"]
+__all__ = ["Data", "Images", "open", "pair"]

@@ -31,6 +31,12 @@ def from_array(x: Any, y: Any = None, *, levels: int | None = None, axes: str | 
     return split(everything, name)
 
 
+def plain_images(x: Any) -> Images:
+    """All pictures of an array, without conditions, as `from_array` reads them."""
+    spec, values = _read(np.asarray(x), None, None)
+    return Images(spec, Schema(), values, Given(len(values)))
+
+
 def split(images: Images, name: str, share: float = TEST_SHARE) -> Data:
     """Data with `share` of the pictures, by hash of their content, as the test split."""
     if len(images) < 2:

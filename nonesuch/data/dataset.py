@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nonesuch.core.given import Category, Given, Number, Schema
+from nonesuch.core.degradation import Degradation, read
+from nonesuch.core.given import Category, Given, Image, Number, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
+from nonesuch.data.made import Made, column_of, named
 
 _CHUNK_BYTES, _MEMORY_BYTES = 16 << 20, 1 << 30  # pictures picked beyond the second lie in an unnamed file
 
@@ -96,25 +98,49 @@ class Images:
         """int64 (N,) indices of a Category column; of the first one when no name is given."""
         return self.given.columns[column or self.schema.category()[0]]
 
-    def select(self, columns: Sequence[str]) -> Images:
-        """The same pictures with these columns only."""
-        schema = self.schema.select(columns)
-        return replace(self, schema=schema, given=Given(len(self), {c: self.given.columns[c] for c in columns}))
+    def select(self, columns: Sequence[str | Degradation]) -> Images:
+        """The same pictures with these columns only; a degradation adds the column it makes of them, named by its class."""
+        names = [c for c in columns if not isinstance(c, Degradation)]
+        schema, held = self.schema.select(names), Made.of(self).only(names)
+        added = named([c for c in columns if isinstance(c, Degradation)], names)
+        new = {name: column_of(one, self.spec) for name, one in added.items()}
+        found = replace(held, makers={**held.makers, **added})
+        return replace(self, schema=Schema({**schema.columns, **new}), given=found.given())
+
+    def made_as(self, schema: Schema) -> Images:
+        """The same pictures with all columns that are made of them in this schema."""
+        lacking = {k: c.made_by for k, c in schema.columns.items() if isinstance(c, Image) and k not in self.schema.columns}
+        degradations = [read(said) for said in lacking.values() if said is not None]
+        return self.select([*self.schema.columns, *degradations]) if degradations else self
 
     def recoded(self, schema: Schema) -> Images:
         """The same pictures with their conditions coded by another schema of these columns; what it does not know is missing."""
-        columns = {}
+        columns, held = {}, Made.of(self).only(list(schema.columns))
         for name, column in schema.columns.items():
-            own, value = self.schema[name], self.given.columns[name]
+            if isinstance(column, Image) and name not in self.schema.columns and column.made_by is None:  # a model's own
+                columns[name] = column.missing(1).expand(len(self), *column.spec.shape)
+                continue
+            own = self.schema[name]
             if type(own) is not type(column):
                 raise ValueError(f"the column {name!r} is a {type(own).__name__} here and a {type(column).__name__} there.")
+            if isinstance(column, Image) and isinstance(own, Image):
+                if (own.spec.shape, own.made_by) != (column.spec.shape, column.made_by):
+                    raise ValueError(f"the images of the column {name!r} are {_said(own)} here and {_said(column)} there.")
+            if name not in held.stored:
+                continue
+            value = held.stored[name]
             if isinstance(column, Category) and isinstance(own, Category) and own.names != column.names:
                 place = [column.names.index(n) if n in column.names else -1 for n in own.names]
                 value = torch.where(value >= 0, torch.tensor([*place, -1])[value], -1)
             elif isinstance(column, Number) and isinstance(own, Number) and (own.mean, own.std) != (column.mean, column.std):
                 value = (value * own.std + own.mean - column.mean) / column.std
             columns[name] = value
-        return replace(self, schema=schema, given=Given(len(self), columns))
+        return replace(self, schema=schema, given=replace(held, stored=columns).given())
+
+
+def _said(column: Image) -> str:
+    """What a column of images holds, for a sentence."""
+    return f"{' x '.join(map(str, column.spec.shape))}{f', made by {read(column.made_by)!r}' if column.made_by else ''}"
 
 
 @dataclass(frozen=True)
@@ -139,10 +165,18 @@ class Data:
     def schema(self) -> Schema:
         return self.train.schema
 
-    def select(self, columns: Sequence[str]) -> Data:
-        """The same pictures with these condition columns only; unknown ones are answered by the nearest name."""
+    def select(self, columns: Sequence[str | Degradation]) -> Data:
+        """The same pictures with these condition columns only; unknown ones are answered by the nearest name.
+
+        A degradation is a column too, made of each picture. Raises ValueError if one does not fit the pictures.
+        """
         own = self.own_validation and self.own_validation.select(columns)
         return replace(self, train=self.train.select(columns), test=self.test.select(columns), own_validation=own)
+
+    def made_as(self, schema: Schema) -> Data:
+        """The same pictures with all columns that are made of them in this schema."""
+        own = self.own_validation and self.own_validation.made_as(schema)
+        return replace(self, train=self.train.made_as(schema), test=self.test.made_as(schema), own_validation=own)
 
     def recoded(self, schema: Schema) -> Data:
         """The same pictures with their conditions coded by another schema of the same columns: that of a model made before."""

@@ -29,7 +29,7 @@ def open_folder(root: Path, asked: Asked | None = None, columns: Columns = None)
     """Read a folder of pictures. Raises ValueError with the file's name for anything that cannot be learned from as it is."""
     asked, left = asked or Asked(), Left()
     splits = find_splits(root, left)
-    parts = {kind: _read(place, asked, left) for kind, place in splits.items()}
+    parts = {kind: read_part(place, asked, left) for kind, place in splits.items()}
     return opened(Source(root.name or str(root), root, parts, left.remarks()), asked, columns)
 
 
@@ -59,7 +59,7 @@ def _holds_pictures(place: Path) -> bool:
     return bool(suffix_of(place.name)) and place.is_file()
 
 
-def _read(root: Path, asked: Asked, left: Left) -> Part:
+def read_part(root: Path, asked: Asked, left: Left) -> Part:
     """The items of a folder, with the conditions of its table or of its class folders."""
     table = find_table(root)
     paths = list(walk(root, left))

@@ -7,7 +7,8 @@ picture once. Pictures of several sizes come in batches of one size, in the orde
 
 Pictures are selected as levels, in the few bytes they have, from memory or from a memory-mapped file; only a batch is ever
 converted. Small batches are made some at a time, for the calls then cost more than the work; and numbers that are cheap by the
-thousand and dear by the batch (order, hidden rows, flips) are made in chunks and kept.
+thousand and dear by the batch (order, hidden rows, flips) are made in chunks and kept. A condition that a degradation makes of
+the picture is made with its batch, after augmentation, under the sight's key.
 
 Threads (`workers`) make the next batches while the model learns from this one. Worth it where a batch takes a share of a step, as
 with crops, or where pages of a file must be read first; small pictures in memory take less time than the hand-over.
@@ -23,17 +24,18 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from nonesuch.core.given import Given
+from nonesuch.core.given import Given, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.objective import Batch
 from nonesuch.core.seeds import Seeds, permutation
 from nonesuch.data.augment import CHUNK, Augment, pieces
 from nonesuch.data.buckets import places, turn
 from nonesuch.data.dataset import Images, batch_keys
+from nonesuch.data.made import Made
 
 _TOGETHER, _TOGETHER_BYTES = 16, 2 << 20  # batches made at once, of pictures that as float32 take so much at most
 
-_Picked = tuple[Tensor, Given, range]
+_Picked = tuple[Tensor, Given, range, Tensor | None]  # levels, stored conditions, sights, and which conditions are hidden
 
 
 @dataclass
@@ -59,6 +61,8 @@ class Batches:
     places: range = field(init=False)  # those of this rank's rows in the batch
     _members: list[Tensor] = field(init=False, repr=False)  # the pictures of each size, where there are several
     _together: int = field(init=False, repr=False)  # batches made at once
+    _held: Made = field(init=False, repr=False)  # all conditions
+    _stored: Schema = field(init=False, repr=False)  # those that are not made of the pictures
     _picked: dict[int, _Picked] = field(default_factory=dict, init=False, repr=False)
     _made: dict[int, Batch] = field(default_factory=dict, init=False, repr=False)
     _pool: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
@@ -73,7 +77,9 @@ class Batches:
         self.places = range(self.batch)[slice(rows.start, rows.stop, rows.step)]
         if self.places.step < 1 or not self.places:
             raise ValueError(f"{self.rows} picks no rows of a batch of {self.batch}, or not in ascending order.")
-        self.augment = Augment.of(self.augment).check(self.images.spec, self.images.schema)
+        columns, self._held = self.images.schema.columns, Made.of(self.images)
+        self._stored = Schema({name: column for name, column in columns.items() if name not in self._held.makers})
+        self.augment = Augment.of(self.augment).check(self.images.spec, self._stored)
         self._members = [self.images.rows(size) for size in self.images.spec.sizes]
         # The sights of batches one after another are one range if the rank's rows go round the batch evenly.
         even = len(self.places) * self.places.step == self.batch
@@ -130,18 +136,19 @@ class Batches:
         data, augment = self.images, self.augment
         assert isinstance(augment, Augment)
         which = self._of_one_size(clock) if self._members else self._which(sights)
-        given = Given(len(which), {name: column.index_select(0, which) for name, column in data.given.columns.items()})
+        given = Given(len(which), self._held.kept(which))
+        hidden = None
         if data.schema:
             hidden = torch.cat([_hide(self.seed, chunk)[at] for chunk, at in pieces(sights, CHUNK)]) < self.hide
-            given = data.schema.hide(given, hidden)
+            given = self._stored.hide(given, hidden)
         k, given = _levels(data, which).to(self.device), given.to(self.device)
         if augment:
-            k, given = augment.on_levels(k, given, data.spec, data.schema, self.seed, sights)
+            k, given = augment.on_levels(k, given, data.spec, self._stored, self.seed, sights)
         picked = {}
         for i in range(self._together):
             part = slice(i * rows, (i + 1) * rows)
             conditions = Given(rows, {name: column[part] for name, column in given.columns.items()})
-            picked[clock + i * self.batch] = (k[part], conditions, sights[part])
+            picked[clock + i * self.batch] = (k[part], conditions, sights[part], None if hidden is None else hidden[part])
         return picked
 
     def _which(self, sights: range) -> Tensor:
@@ -155,13 +162,23 @@ class Batches:
         rows = range(first + self.places.start, first + self.places.stop, self.places.step)
         return self._members[size][places(self.seed, size, len(self._members[size]), rows)]
 
-    def _convert(self, clock: int, k: Tensor, given: Given, sights: range) -> Batch:
+    def _convert(self, clock: int, k: Tensor, given: Given, sights: range, hidden: Tensor | None) -> Batch:
         assert isinstance(self.augment, Augment)
         x = _inside(k.view(self.images.levels.dtype), self.images.spec)
         if self.augment:
             x = self.augment.inside(x, self.images.spec, self.seed, sights)
         keys = Seeds((self.seed,) * len(sights), tuple(sights))
+        if self._held.makers:
+            given = self._with_made(x, given, keys, hidden)
         return Batch(x, given, keys, clock, self.total, self.places, self.batch)
+
+    def _with_made(self, x: Tensor, given: Given, keys: Seeds, hidden: Tensor | None) -> Given:
+        """The conditions with those that are made of the pictures, in the schema's order."""
+        schema, columns, makers = self.images.schema, dict(given.columns), self._held.makers
+        spoiled = Schema({name: schema.columns[name] for name in makers})
+        found = Given(len(x), {name: maker(x, keys) for name, maker in makers.items()})
+        columns |= (found if hidden is None else spoiled.hide(found, hidden)).columns
+        return Given(len(x), {name: columns[name] for name in schema.columns})
 
 
 @lru_cache(maxsize=4)

@@ -103,7 +103,7 @@ def condition_of(model: Model, data: Images | Tensor, given: Any) -> tuple[Any, 
     names = [given] if isinstance(given, str) else list(given)
     if isinstance(data, Tensor):
         raise ValueError(f"Images without their conditions were given; pass a split, or given={{{names[0]!r}: values}}.")
-    missing = model.schema.missing(len(data)).columns
+    data, missing = data.made_as(model.schema), model.schema.missing(len(data)).columns
     known = {name: data.given.columns[name] for name in names if model.schema[name] and name in data.given.columns}
     if len(known) < len(names):
         raise ValueError(

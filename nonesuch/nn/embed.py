@@ -47,10 +47,11 @@ class Fourier(nn.Module):
 class GivenEmbedding(nn.Module):
     """The sum (B, width) of a learned vector for each column of a condition; a missing value has a vector of its own.
 
-    An empty schema embeds to zeros and has no parameters. Raises ValueError for a column of images, which a vector cannot carry.
+    An empty schema embeds to zeros and has no parameters. Raises ValueError for a column of images, which a vector cannot carry,
+    unless the network reads those elsewhere (`images`: condition.py).
     """
 
-    def __init__(self, schema: Schema, width: int) -> None:
+    def __init__(self, schema: Schema, width: int, images: bool = False) -> None:
         super().__init__()
         self.width = width
         layers: dict[str, nn.Module] = {}
@@ -61,7 +62,7 @@ class GivenEmbedding(nn.Module):
                 layers[name] = _NumberEmbedding(width)
             elif isinstance(column, Text):
                 layers[name] = _TextEmbedding(column.max_bytes, width)
-            else:
+            elif not images:
                 raise ValueError(f"this model cannot be given images, and {name!r} is a column of images.")
         self.names = list(layers)
         self.layers = nn.ModuleList(layers.values())

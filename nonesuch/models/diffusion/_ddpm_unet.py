@@ -25,8 +25,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nonesuch.core.given import Given, Schema
+from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
 from nonesuch.nn import attention, packed
+from nonesuch.nn.condition import ImageCondition
 from nonesuch.nn.conv import Dropout, channels_last, upsample, zero
 from nonesuch.nn.embed import GivenEmbedding
 from nonesuch.nn.fused import Fusible, normalise
@@ -250,20 +252,20 @@ class Stage(nn.Module):
 
 
 class PublishedUNet(Fusible):
-    """(B, channels, H, W), timesteps (B,) from 0 and a condition -> (B, channels, H, W), what was added to the image.
+    """(B, channels, H, W), timesteps (B,) from 0 and a condition -> (B, channels, H, W), what was added to the image of `spec`.
 
     H and W must be multiples of 2^(len(mults) - 1).
     """
 
     def __init__(
-        self, channels: int, base: int, mults: Sequence[int], blocks: int, attention: Sequence[bool], schema: Schema, form: Form
+        self, spec: ImageSpec, base: int, mults: Sequence[int], blocks: int, attention: Sequence[bool], schema: Schema, form: Form
     ) -> None:
         super().__init__()
         sizes, width, last = [base * m for m in mults], 4 * base, len(mults) - 1
         self.base, self.form = base, form
         self.time1, self.time2 = Dense(base, width), Dense(width, width)
-        self.condition = GivenEmbedding(schema, width)
-        self.enter = Conv2d(channels, base, 3, padding=1)
+        self.condition, self.images = GivenEmbedding(schema, width, images=True), ImageCondition(schema, spec)
+        self.enter = Conv2d(spec.channels + self.images.channels, base, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, now = [base], base
         for level, size in enumerate(sizes):
@@ -279,7 +281,7 @@ class PublishedUNet(Fusible):
             leave = Conv2d(size, size, 3, padding=1) if level else nn.Identity()
             self.up.append(Stage(pairs, attention[level], leave, width, form, f"up{level}"))
             now = size
-        self.norm, self.leave = GroupNorm(form.groups, now, form.eps), zero(Conv2d(now, channels, 3, padding=1))
+        self.norm, self.leave = GroupNorm(form.groups, now, form.eps), zero(Conv2d(now, spec.channels, 3, padding=1))
 
     def embed(self, timestep: Tensor, given: Given, dtype: torch.dtype) -> Tensor:
         """silu of the embedding (B, width) of timesteps (B,), any real numbers, and of the condition."""
@@ -296,7 +298,8 @@ class PublishedUNet(Fusible):
     ) -> Float[Tensor, "b c h w"]:  # fmt: skip
         """All in `dtype` but the ends, which are cheap and keep that of x: the embedding, the first and the last convolution."""
         e = self.embed(timestep, given, x.dtype).to(dtype)
-        h = self.enter(channels_last(x)).to(dtype)
+        whole = torch.cat([x, self.images(given).to(x.dtype)], 1) if self.images.channels else x
+        h = self.enter(channels_last(whole)).to(dtype)
         skips = [h]
         for level, stage in enumerate(self.down):
             if level:

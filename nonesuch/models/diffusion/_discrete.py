@@ -154,7 +154,7 @@ class Discrete(Model, Denoiser, Likelihood, Guidable):
             return y - ratio * self.noise_of(alpha * y, k, given)  # Eq. 1
 
         low, high = self.betas.ratio(torch.tensor(interval, dtype=torch.float64) * self.config.timesteps).tolist()
-        return guided(denoise, given, self.schema.missing(len(given)).to(self.device), scale, low, high)
+        return guided(denoise, given, self.schema.hide(given, torch.ones(len(given), dtype=torch.bool)), scale, low, high)
 
     # -- likelihood --------------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nonesuch.core.given import Given, Schema
+from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
+from nonesuch.nn.condition import ImageCondition
 from nonesuch.nn.conv import Dropout, Linear, depth_to_space, space_to_depth, zero
 from nonesuch.nn.embed import GivenEmbedding
 from nonesuch.nn.transformer import gelu
@@ -80,15 +82,16 @@ class DiTNetwork(nn.Module):
     positions: Tensor
 
     def __init__(
-        self, channels: int, out: int, size: tuple[int, int], patch: int, width: int, depth: int, num_heads: int, ratio: int,
+        self, spec: ImageSpec, out: int, patch: int, width: int, depth: int, num_heads: int, ratio: int,
         eps: float, dropout: float, schema: Schema,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.patch, self.grid = patch, (size[0] // patch, size[1] // patch)
+        self.patch, self.grid = patch, (spec.size[0] // patch, spec.size[1] // patch)
         self.register_buffer("positions", waves(*self.grid, width), persistent=False)
-        self.enter = Linear(channels * patch**2, width)
+        self.images = ImageCondition(schema, spec)
+        self.enter = Linear((spec.channels + self.images.channels) * patch**2, width)
         self.time1, self.time2 = Linear(_FREQUENCIES, width), Linear(width, width)
-        self.condition = GivenEmbedding(schema, width)
+        self.condition = GivenEmbedding(schema, width, images=True)
         self.blocks = nn.ModuleList(Block(width, num_heads, ratio, eps, dropout, f"block{i}") for i in range(depth))
         self.modulation, self.leave = zero(Linear(width, 2 * width)), zero(Linear(width, out * patch**2))
 
@@ -102,7 +105,8 @@ class DiTNetwork(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "b out h w"]:  # fmt: skip
         """All in `dtype` but the embedding and what leaves, which keep that of x."""
-        c, patches = self.embed(k, given), space_to_depth(x, self.patch).flatten(2).transpose(1, 2)
+        whole = torch.cat([x, self.images(given).to(x.dtype)], 1) if self.images.channels else x
+        c, patches = self.embed(k, given), space_to_depth(whole, self.patch).flatten(2).transpose(1, 2)
         h = (self.enter(patches) + self.positions).to(dtype)
         told = c.to(dtype)
         for block in self.blocks:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from nonesuch.core.given import Given, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.seeds import Seeds
+from nonesuch.nn.condition import ImageCondition
 from nonesuch.nn.conv import Dropout, Linear, depth_to_space, space_to_depth, zero
 from nonesuch.nn.embed import Fourier, GivenEmbedding
 from nonesuch.nn.moves import told
@@ -108,9 +109,9 @@ class Network(nn.Module):
         k = spec.levels if self.votes and spec.levels else 1
         dims = max(1, len(spec.size))  # a vector is a line of one pixel
         self.noise = nn.ModuleList([Fourier(width), Linear(width, width), Linear(width, width)])
-        self.condition = GivenEmbedding(schema, width)
+        self.condition, self.images = GivenEmbedding(schema, width, images=True), ImageCondition(schema, spec)
         self.moved = Linear(told(len(spec.size)), width, bias=False) if told_of_moves else None
-        channels, out = spec.channels * (2 if self.votes else 1), spec.channels * k
+        channels, out = spec.channels * (2 if self.votes else 1) + self.images.channels, spec.channels * k
         self.unet: nn.Module
         if patch:
             self.unet = PatchTransformer(channels, out, spec.size or (1,), patch, width, blocks, num_heads, dropout)
@@ -169,6 +170,8 @@ class Network(nn.Module):
         if self.moved is not None and moved is not None:
             c = c + self.moved(moved)
         c = F.silu(c)
+        if self.images.channels:
+            x = torch.cat([x, self.images(given, tuple(x.shape[2:])).to(x.dtype)], 1)
         flat = x if self.spec.size else x[..., None]
         out: Tensor = self.unet(flat.to(dtype), c, keys).float()
         return out if self.spec.size else out[..., 0]

@@ -76,7 +76,7 @@ class DDPM(Discrete):
         if any(c.base * m % (unit or 1) for m in c.mults for unit in (c.groups, c.head_dim)) or c.base < 4:
             raise ValueError(f"base * mults must be multiples of groups and head_dim; got {c}.")
         form = Form(c.groups, c.eps, c.head_dim, c.pad_both, c.frequency_shift, c.dropout)
-        self.unet = PublishedUNet(spec.channels, c.base, c.mults, c.blocks, c.attention, schema, form)
+        self.unet = PublishedUNet(spec, c.base, c.mults, c.blocks, c.attention, schema, form)
 
     def noise_of(self, x_k: Tensor, k: Tensor, given: Given, keys: Seeds | None = None) -> Tensor:
         timestep = (k.float() - 1).clamp_min(0).to(x_k.device)

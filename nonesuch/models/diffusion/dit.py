@@ -69,10 +69,9 @@ class DiT(Discrete):
             )
         if c.width % 4 or c.width % c.num_heads:
             raise ValueError(f"width must be a multiple of 4 and of num_heads; got {c}.")
-        height, width = spec.size
         out = spec.channels * (1 + c.variance)
         shape = (c.patch, c.width, c.depth, c.num_heads, c.ratio)
-        self.network = DiTNetwork(spec.channels, out, (height, width), *shape, c.eps, c.dropout, schema)
+        self.network = DiTNetwork(spec, out, *shape, c.eps, c.dropout, schema)
 
     def noise_of(self, x_k: Tensor, k: Tensor, given: Given, keys: Seeds | None = None) -> Tensor:
         timestep = (k.float() - 1).clamp_min(0).to(x_k.device)

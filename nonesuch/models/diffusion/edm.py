@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nonesuch.core.card import Card, Preset
-from nonesuch.core.given import Given, Schema
+from nonesuch.core.given import Given, Image, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.model import AnySize, Denoiser, Guidable, Likelihood, LogProb, Model, Step
 from nonesuch.core.objective import Batch, Objective, Terms
@@ -51,7 +51,7 @@ class Config:
     num_heads: int = 4
     width: int = 128  # of the vector of noise level and condition, and of a transformer
     dropout: float = 0.1
-    augment: float = 0.0  # share of training pictures that are moved, and the network told
+    augment: float = 0.0  # share of training pictures that are moved, and the network told; none where images are given
     sigma_min: float = 0.2  # in steps between levels; for continuous images in 1/50 of their deviation
     sigma_max: float = 160.0  # in deviations of the data
     rho: float = 7.0  # curvature of the walk from sigma_max to sigma_min
@@ -104,7 +104,8 @@ class EDM(Model, Denoiser, Likelihood, Guidable, AnySize):
         if spec.sizes and config.patch:
             able = ", ".join(name for name, p in PRESETS.items() if not p.config.get("patch"))
             raise ValueError(f"EDM over patches takes pictures of one size, and these are of several; choose a preset of {able}.")
-        c, self.moves = config, config.augment > 0 and len(spec.size) > 0
+        pictured = any(isinstance(column, Image) for column in schema.columns.values())  # they would be left behind
+        c, self.moves = config, config.augment > 0 and len(spec.size) > 0 and not pictured
         self.network = Network(
             spec, schema, c.base, c.mults, c.blocks, c.attention, c.width, c.dropout, c.num_heads, c.patch, self.moves
         )
@@ -197,7 +198,7 @@ class EDM(Model, Denoiser, Likelihood, Guidable, AnySize):
     def _guided(self, given: Given, scale: float, interval: tuple[float, float]) -> Denoise:
         """The denoiser at one noise level for all, leaning on the condition within the interval of t."""
         low, high = self.levels.sigma(torch.tensor(interval, dtype=torch.float64)).tolist()
-        hidden = self.schema.missing(len(given)).to(self.device)
+        hidden = self.schema.hide(given, torch.ones(len(given), dtype=torch.bool))
         return guided(
             lambda x, sigma, given: self._denoise(x, x.new_full((len(x),), sigma), given), given, hidden, scale, low, high
         )

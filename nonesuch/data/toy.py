@@ -5,8 +5,14 @@ S_k + sigma^2 I, so log density, score and the posterior mean of the clean image
 
     E[x | x + sigma eps = y] = y + sigma^2 grad log p_sigma(y)        (Robbins, 1956; Tweedie's formula).          (1)
 
-`TableOfImages` gives each of the levels^numel images of a tiny spec its own probability, so that P, entropy and posterior means
-are sums. Everything is float64. `as_data` makes a `Data` of either, to train on.
+Measured by y = A x + noise eps, it is one again, each mode by the rule of normals and its weight by Bayes',
+
+    m_k' = m_k + G_k (y - A m_k),  S_k' = S_k - G_k A S_k,  G_k = S_k A^T C_k^-1,  C_k = A S_k A^T + noise^2 I,
+    w_k' ~ w_k N(y; A m_k, C_k),                                                                                   (2)
+
+so that samplers of posteriors have a truth too. `TableOfImages` gives each of the levels^numel images of a tiny spec its own
+probability, so that P, entropy and posterior means are sums. Everything is float64. `as_data` makes a `Data` of either, to
+train on.
 
 References:
     An Empirical Bayes Approach to Statistics (Robbins, 1956)
@@ -82,16 +88,20 @@ class GaussianMixture:
         off = (self.means - self.mean).flatten(1)
         return torch.einsum("k,kij->ij", self.weights, self.covariances + off[:, :, None] * off[:, None])
 
+    @cached_property
+    def _axes(self) -> tuple[Tensor, Tensor]:
+        """Variances (K, D) along the principal axes (K, D, D) of each mode, which noise only adds to."""
+        values, vectors = torch.linalg.eigh(self.covariances)
+        return values, vectors
+
     def _terms(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """log w_k N(x; m_k, S_k + sigma^2) (B, K), and each mode's score (B, K, D)."""
-        d = math.prod(self.shape)
-        noise = torch.as_tensor(sigma, dtype=torch.float64).view(-1, 1, 1, 1) ** 2 * torch.eye(d, dtype=torch.float64)
-        root = torch.linalg.cholesky(self.covariances + noise)  # (1 or B, K, D, D)
-        off = (self.means - x.double()[:, None]).flatten(2)[..., None]  # m_k - x
-        scores = torch.cholesky_solve(off, root.expand(len(x), -1, -1, -1))
-        distance = (off * scores).sum((-2, -1))
-        log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return self.weights.log() - 0.5 * (distance + log_det + d * math.log(2 * math.pi)), scores[..., 0]
+        values, vectors = self._axes
+        variance = values + torch.as_tensor(sigma, dtype=torch.float64).view(-1, 1, 1) ** 2  # (1 or B, K, D)
+        off = torch.einsum("bkd,kde->bke", (self.means - x.double()[:, None]).flatten(2), vectors)  # m_k - x
+        scores = torch.einsum("bke,kde->bkd", off / variance, vectors)
+        logs = (off.square() / variance + variance.log()).sum(-1) + off.shape[-1] * math.log(2 * math.pi)
+        return self.weights.log() - 0.5 * logs, scores
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """log p (B,) in nats of x (B, *shape), or of x as noisy as sigma, a number or one an image (B,)."""
@@ -106,6 +116,15 @@ class GaussianMixture:
         """E[clean image | x] (B, *shape) for x = clean + sigma eps (Eq. 1)."""
         rows = [-1, *[1] * len(self.shape)]
         return x.double() + torch.as_tensor(sigma, dtype=torch.float64).view(rows) ** 2 * self.score(x, sigma)
+
+    def posterior(self, a: Tensor, y: Tensor, noise: float) -> GaussianMixture:
+        """p(x | y) for y (M,) = a x + noise eps with a matrix a (M, D): again a mixture, of the same modes (Eq. 2)."""
+        a, off = a.double(), y.double() - self.means.flatten(1) @ a.double().T
+        spread = a @ self.covariances @ a.T + noise**2 * torch.eye(len(a), dtype=torch.float64)
+        gain = torch.linalg.solve(spread, a @ self.covariances).mT  # (K, D, M)
+        fit = torch.distributions.MultivariateNormal(torch.zeros_like(off), spread).log_prob(off)
+        means = self.means + torch.einsum("kdm,km->kd", gain, off).view(self.means.shape)
+        return GaussianMixture((self.weights.log() + fit).softmax(0), means, self.covariances - gain @ a @ self.covariances)
 
     def sample(self, n: int, seeds: Seeds | int = 0) -> tuple[Tensor, Tensor]:
         """n images (n, *shape) float64, and the modes (n,) they came from."""

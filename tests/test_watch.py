@@ -20,7 +20,7 @@ from nonesuch.core.seeds import Seeds, initialise
 from nonesuch.data.dataset import Data, Images, fingerprint
 from nonesuch.data.open import open as open_data
 from nonesuch.evaluate.frechet import frechet_sets
-from nonesuch.testing import SCHEMA, SPEC, stripes
+from nonesuch.testing import SCHEMA, SPEC, schema_of, stripes
 from nonesuch.train.fit import fit
 from nonesuch.train.likeness import Classes, Eye, frechet, variety
 from nonesuch.train.log import Event
@@ -223,11 +223,12 @@ def states(run: Run) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("build", [
-    lambda: Restless(Config(), SPEC, SCHEMA), *(lambda n=n: catalog.build(n, SPEC, SCHEMA, "tiny") for n in catalog.names()),
+    lambda: Restless(Config(), SPEC, SCHEMA),
+    *(lambda n=n: catalog.build(n, SPEC, schema_of(n), "tiny") for n in catalog.names()),
 ])  # fmt: skip
 def test_a_watched_run_is_the_unwatched_one_bit_for_bit(build: Callable[[], Any]):
-    images, held = stripes(60), stripes(90)[60:]
-    ends = []
+    schema, ends = build().schema, []
+    images, held = stripes(60, schema=schema), stripes(90, schema=schema)[60:]
     for watched in (False, True):
         model = build()
         initialise(model, 0)

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nonesuch import catalog
+from nonesuch.core.given import Schema
 from nonesuch.core.model import Model
 from nonesuch.testing import _capabilities, _every  # noqa: F401 (they fill CHECKS)
-from nonesuch.testing._subject import CHECKS, SCHEMA, SPEC, Subject, stripes
+from nonesuch.testing._subject import CHECKS, SCHEMA, SPEC, Subject, schema_for, stripes
 
-__all__ = ["CHECKS", "SCHEMA", "SPEC", "Outcome", "check_model", "stripes"]
+__all__ = ["CHECKS", "SCHEMA", "SPEC", "Outcome", "check_model", "schema_of", "stripes"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Outcome:
 
     check: str
     error: str = ""
+
+
+def schema_of(name: str) -> Schema:
+    """The schema that the preset "tiny" of a catalogue name is tried on: `SCHEMA`, with a column of pictures if it needs one."""
+    return schema_for(lambda spec, schema: catalog.build(name, spec, schema, "tiny"))
 
 
 def check_model(model: str | Model, only: Sequence[str] = (), rounds: int = 60, raising: bool = True) -> list[Outcome]:

@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nonesuch.core.given import Schema
+from nonesuch.core.given import Image, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.model import AnySize, Completer, Decoder, Denoiser, Encoder, Energy, Guidable, Likelihood, Model, guided
 from nonesuch.core.objective import Batch
 from nonesuch.core.seeds import Seeds
+from nonesuch.core.translator import Translator
 from nonesuch.testing._subject import SCHEMA, SPEC, Subject, alike, needs, refused, stripes
 
 # -- capabilities
@@ -167,6 +168,28 @@ def guidance_of_one_is_none(s: Subject) -> None:
 def only_guidable_models_are_guided(s: Subject) -> None:
     if not isinstance(s.fitted, Guidable):
         refused(lambda: guided(s.fitted, 2.0), "guiding a model without denoiser or next-token logits")
+
+
+@needs(Translator)
+def translation_looks_no_farther_than_it_says(s: Subject) -> None:
+    model = s.fitted
+    assert isinstance(model, Translator)
+    column, ratio = model.schema[model.column], model.ratio
+    assert isinstance(column, Image)
+    middle = -(-(model.reach + 1) // model.multiple) * model.multiple
+    size = (2 * middle + 1,) * len(column.spec.size)
+    y = Seeds.of(4, 1).uniform("y", column.spec.channels, *size) * 2 - 1
+    other = y.clone()
+    other[(..., *[middle] * len(size))] *= -1
+    x, changed = (model.translate(v, {"label": "rows"}, seeds=1) for v in (y, other))
+    assert x.shape == (1, SPEC.channels, *[n * ratio for n in size]), "a picture of another size is not translated as such"
+    assert not torch.equal(x, changed), "a pixel of the picture changes nothing"
+    for axis in range(2, x.dim()):
+        for end in (
+            x.narrow(axis, 0, ratio) - changed.narrow(axis, 0, ratio),
+            x.narrow(axis, ratio * (size[0] - 1), ratio) - changed.narrow(axis, ratio * (size[0] - 1), ratio),
+        ):
+            assert float(end.abs().max()) == 0, f"a pixel looks farther than the {model.reach} it says"
 
 
 @needs(AnySize)

@@ -1,4 +1,8 @@
-"""What is tested, on what: stripes that any model learns at once, and a model that can be built on any spec."""
+"""What is tested, on what: stripes that any model learns at once, and a model that can be built on any spec.
+
+A model that makes pictures of pictures refuses to be built without a column of them, and is given one: each cell of 2 pixels a
+side at the value of its first, which tells the stripes' phase and not their kind, so that picture and label are both needed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nonesuch.core.given import Category, Given, Schema
+from nonesuch.core.given import Category, Given, Image, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.core.model import Model
 from nonesuch.core.objective import Batch
@@ -21,6 +25,26 @@ from nonesuch.train.run import Run
 
 SPEC = ImageSpec(1, (8, 8), levels=5)
 SCHEMA = Schema({"label": Category(("rows", "columns", "dots"))})
+PICTURE = "picture"  # the column of those that need one
+
+
+def pictured(spec: ImageSpec = SPEC) -> Schema:
+    """The labels, and a picture of `spec`."""
+    return Schema({**SCHEMA.columns, PICTURE: Image(spec)})
+
+
+def schema_for(build: Callable[[ImageSpec, Schema], Model], spec: ImageSpec = SPEC) -> Schema:
+    """The schema a model is tried on: of labels, and of pictures too if the model is none without (or adds them itself).
+
+    Raises what `build` does if it takes neither.
+    """
+    try:
+        return build(spec, SCHEMA).schema
+    except ValueError as error:
+        try:
+            return build(spec, pictured(spec)).schema
+        except ValueError:
+            raise error from None
 
 
 def stripes(n: int = 24, spec: ImageSpec = SPEC, schema: Schema = SCHEMA, name: str = "train") -> Images:
@@ -35,8 +59,15 @@ def stripes(n: int = 24, spec: ImageSpec = SPEC, schema: Schema = SCHEMA, name: 
     noise = seeds.uniform("noise", spec.channels, *spec.size)
     assert spec.levels is not None
     levels = ((0.1 + 0.8 * picked[:, None]) * (spec.levels - 1) + noise - 0.5).round().clamp(0, spec.levels - 1)
-    given = Given(n, dict.fromkeys(schema.columns, label))
-    return Images(spec, schema, levels.to(torch.uint8), given, name)
+    columns = {k: _coarse(spec.from_levels(levels)) if isinstance(c, Image) else label for k, c in schema.columns.items()}
+    return Images(spec, schema, levels.to(torch.uint8), Given(n, columns), name)
+
+
+def _coarse(x: Tensor) -> Tensor:
+    """Each cell of 2 pixels a side at the value of its first."""
+    for axis in range(2, x.dim()):
+        x = x.index_select(axis, torch.arange(x.shape[axis]) // 2 * 2)
+    return x
 
 
 @dataclass
@@ -50,11 +81,28 @@ class Subject:
 
     @cached_property
     def images(self) -> Images:
-        return stripes()
+        return stripes(schema=self.schema)
+
+    @cached_property
+    def schema(self) -> Schema:
+        """The schema it is tried on."""
+        return schema_for(self.build)
+
+    @property
+    def picture(self) -> str:
+        """The name of its column of pictures; "" if it takes none."""
+        return next((name for name, column in self.schema.columns.items() if isinstance(column, Image)), "")
+
+    def given(self, label: Any, n: int, first: int = 0) -> dict[str, Any]:
+        """A condition of n images from image `first` on: the label, or one an image, and the pictures where it takes some."""
+        said = {} if label is None else {"label": label}
+        return said | ({self.picture: self.images.given.columns[self.picture][first : first + n]} if self.picture else {})
 
     def run(
-        self, spec: ImageSpec = SPEC, schema: Schema = SCHEMA, rounds: int = 0, total: int = 0, model: Model | None = None
+        self, spec: ImageSpec = SPEC, schema: Schema | None = None, rounds: int = 0, total: int = 0, model: Model | None = None
     ) -> Run:
+        if schema is None:
+            schema = self.schema if spec == SPEC else schema_for(self.build, spec)
         images = stripes(spec=spec, schema=schema)
         model = model or self.build(spec, schema)
         if int(model.images_seen) == 0:
@@ -77,7 +125,7 @@ class Subject:
         return SPEC.from_levels(Seeds.of(3, 48).integers("noise", SPEC.levels, *SPEC.shape))
 
     def batch(self) -> Batch:
-        x, given = self.images.x, SCHEMA.hide(self.images.given, torch.arange(24) % 5 == 0)
+        x, given = self.images.x, self.schema.hide(self.images.given, torch.arange(24) % 5 == 0)
         return Batch(x, given, Seeds.of(1, 24), 24, 24 * self.rounds)
 
 

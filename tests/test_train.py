@@ -745,6 +745,7 @@ STEPS, HALF = 200, 100
 CHILD = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
+from nonesuch.core.degradation import Downsample
 from test_train import HALF, loop, Sound, Config, SPEC, SCHEMA, STEPS, pictures, train_model
 name, kill, *folders = sys.argv[2:]
 loop._LOG_S, loop._SAVE_S = 0.0, 1e9
@@ -757,7 +758,8 @@ def on_event(event):
 
 for out in folders:
     model, preset = (Sound(Config(), SPEC, SCHEMA), None) if name == "sound" else (name, "tiny")
-    train_model(model, pictures(), given="label", budget=STEPS * 16, preset=preset, recipe={"batch": 16}, out=out,
+    given = ["label", Downsample(2)] if name == "gan/pix2pix" else "label"
+    train_model(model, pictures(), given=given, budget=STEPS * 16, preset=preset, recipe={"batch": 16}, out=out,
                 on_event=on_event if kill == "kill" else None)
 """
 

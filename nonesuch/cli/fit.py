@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +14,14 @@ from nonesuch.cli._words import (
     Axes,
     BudgetText,
     Changes,
-    Columns,
+    Conditions,
     Fit,
     Json,
     Seed,
     Size,
     Source,
     app,
+    columns,
     examples,
     opened,
     print_json,
@@ -32,29 +34,37 @@ Allowed = Annotated[list[str] | None, typer.Option("--allow-change", help="What 
 @app.command(epilog=examples("nonesuch fit diffusion digits --given label --budget 5m --out runs/digits",
                               "nonesuch fit vae scans/ --given age --given sex --size 64 --fit pad",
                               "nonesuch fit diffusion photos/ --fit bucket --size 64",
+                              "nonesuch fit diffusion photos/ --given 'Downsample(4)' --out runs/larger",
+                              "nonesuch fit diffusion photos/ --pair drawings/ --out runs/drawn",
                               "nonesuch fit gan photos/ --set config.width=64 --set recipe.lr=2e-4",
+                              "nonesuch fit vae photos/ --private epsilon=8",
                               "torchrun --nproc-per-node 2 -m nonesuch fit diffusion photos/ --budget 8Mi"))  # fmt: skip
 def fit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A family, a model (vae/vdvae), or a checkpoint to train on.")],
-    data: Source, given: Columns = None, budget: BudgetText = "5m",
+    data: Source, given: Conditions = None, budget: BudgetText = "5m",
     out: Annotated[Path | None, typer.Option(help="Where the checkpoint goes; the same command takes it up again.")] = None,
     preset: Annotated[str | None, typer.Option(help="A size by name, such as tiny.")] = None, changes: Changes = None,
+    pair: Annotated[str | None, typer.Option(metavar="INPUTS", help="Condition on the picture of the same name here.")] = None,
     policy: Fit = None, size: Size = None, axes: Axes = None, seed: Seed = 0,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     keep: Annotated[int, typer.Option(help="How many steps to keep beside the best.")] = 2, allowed: Allowed = None,
     workers: Annotated[int, typer.Option(help="Threads that prepare batches; the images do not depend on it.")] = 0,
+    private: Annotated[str | None, typer.Option(help="Bound what it says of any one picture: epsilon=8,delta=1e-5.")] = None,
     shard: Annotated[bool, typer.Option("--shard", help="Cut the weights up over the processes of torchrun.")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train a model on your images."""
     from nonesuch.core import artifact
+    from nonesuch.data.pair import SOURCE
     from nonesuch.train.fit import fit as train
     from nonesuch.train.log import Event
     from nonesuch.train.ranks import join
-    from nonesuch.train.recipe import Budget
+    from nonesuch.train.recipe import Budget, Private
 
     Budget.parse(budget)
     asked = settings(changes, ("config", "recipe"))
+    if private:
+        asked["recipe"]["private"] = asdict(Private.parse(private))
     folder = out or Path("runs") / re.sub(r"[^\w.-]+", "-", f"{Path(model).name}-{Path(data).name}")
     start, looks = time.perf_counter(), []
 
@@ -62,8 +72,10 @@ def fit(
         if event.look is not None:
             looks.append(event.look)
 
+    found = opened(data, policy, size, axes, pair)
+    told = [*columns(given, found.schema.columns), *([SOURCE] if pair and SOURCE not in (given or ()) else [])]
     trained = train(
-        model, opened(data, policy, size, axes), given=given, budget=budget, seed=seed, preset=preset, config=asked["config"],
+        model, found, given=told, budget=budget, seed=seed, preset=preset, config=asked["config"],
         recipe=asked["recipe"], out=folder, keep=keep, allow_change=allowed or (), workers=workers, shard=shard,
         precision=precision, progress=True, on_event=note,  # type: ignore[arg-type]  # typer checks no Literal
     )  # fmt: skip

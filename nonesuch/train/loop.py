@@ -110,7 +110,7 @@ def train(
 
 
 def _preview(run: Run) -> Tensor:
-    """16 pictures of the averaged weights, under the conditions of the first training images."""
-    given = run.data.given[torch.arange(16) % len(run.data)]
+    """16 pictures of the averaged weights, under the conditions of the first training images unless these are private."""
+    given = None if run.recipe.private else run.data.given[torch.arange(16) % len(run.data)]
     with whole_rounds(), run.averaged() as model:
         return model.sample(16, given)

@@ -15,9 +15,10 @@ from nonesuch.core.given import Category, did_you_mean
 from nonesuch.core.model import AnySize, Model
 from nonesuch.core.seeds import initialise
 from nonesuch.data.dataset import Data
-from nonesuch.train import checkpoint
+from nonesuch.train import checkpoint, private
 from nonesuch.train.guard import set_rate
 from nonesuch.train.identity import DATA
+from nonesuch.train.private import PrivateRun
 from nonesuch.train.recipe import Budget, Recipe
 from nonesuch.train.run import Run, images_for
 
@@ -74,7 +75,7 @@ def plan(
     workers: int = 0,
 ) -> Run:
     """The run, from what was saved of it or from its start; a time budget becomes a number of images here, once."""
-    if saved is None and int(model.images_seen) == 0:
+    if saved is None and int(model.images_seen) == 0 and not recipe.private:
         if data.spec.sizes:
             if not isinstance(model, AnySize):
                 raise ValueError(f"{type(model).__name__} takes images of one size; open them with fit 'crop'.")
@@ -83,11 +84,12 @@ def plan(
             model.prepare_sizes([part.x.to(model.device) for part in data.train.by_size()])
         else:
             model.prepare(data.train.x.to(model.device), data.train.given.to(model.device))
-    run = Run(model, data.train, recipe, data.fingerprint, text, data.name, shard=shard, workers=workers)
+    kind, measured = (PrivateRun, private.images_for) if recipe.private else (Run, images_for)
+    run = kind(model, data.train, recipe, data.fingerprint, text, data.name, shard=shard, workers=workers)
     if saved and saved.record.budget == text and "images" in saved.record.identity["recipe"]:
         run.recipe = replace(recipe, images=saved.record.identity["recipe"]["images"])
     elif budget.seconds:
-        run.recipe = replace(recipe, images=images_for(run, budget.seconds))
+        run.recipe = replace(recipe, images=measured(run, budget.seconds))
     set_rate(run)
     if saved and out:
         checkpoint.take_up(run, saved, out, allowed)

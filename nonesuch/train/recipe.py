@@ -4,11 +4,48 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
+
+from nonesuch.core.given import did_you_mean
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Private:
+    """What a run may give away of any one training picture: (epsilon, delta)-differential privacy (train/private.py).
+
+    epsilon: the most that the whole run spends; delta: None is 1 / N^1.1 for N training pictures, and never 1 / N or more; clip:
+    the largest norm of one picture's gradient, to which longer ones are cut.
+    """
+
+    epsilon: float
+    delta: float | None = None
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.epsilon < math.inf and 0 < self.clip < math.inf and (self.delta is None or 0 < self.delta < 1)):
+            raise ValueError("privacy needs epsilon > 0, 0 < delta < 1 and clip > 0, such as epsilon=8.")
+
+    @classmethod
+    def parse(cls, text: str) -> Private:
+        """Read "epsilon=8" or "epsilon=8,delta=1e-5,clip=0.5". Raises ValueError for anything else."""
+        found: dict[str, float] = {}
+        for part in text.split(","):
+            name, _, value = (word.strip() for word in part.partition("="))
+            try:
+                found[name] = float(value)
+            except ValueError:
+                raise ValueError(f"privacy is asked for as epsilon=8, and delta= and clip= if wanted, not {text!r}.") from None
+        known = [f.name for f in fields(cls)]
+        for name in found:
+            if name not in known:
+                raise ValueError(f"privacy has no {name!r}; {did_you_mean(name, known)}")
+        if "epsilon" not in found:
+            raise ValueError("privacy needs an epsilon, such as epsilon=8.")
+        return cls(**found)
 
 
 @dataclass(frozen=True)
@@ -37,6 +74,7 @@ class Recipe:
     hide: float = 0.1
     held_out: float | None = None
     augment: tuple[str, ...] = ()
+    private: Private | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

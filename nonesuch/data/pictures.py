@@ -11,7 +11,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from nonesuch.core.artifact import write_atomic
 from nonesuch.core.given import Category, Given, Image, Number, Schema
 from nonesuch.core.image import ImageSpec
 from nonesuch.data.formats import Picture, encode
+
+Write = Callable[[Picture, int | None], tuple[bytes, str]]  # a picture and which one it is (None: a sheet) -> its file, suffix
 
 
 def picture(x: Tensor, spec: ImageSpec) -> Tensor:
@@ -70,36 +72,48 @@ def half_blocks(pixels: Tensor) -> str:
     )
 
 
-def save_sheet(x: Tensor, spec: ImageSpec, path: Path, side_px: int = 32) -> None:
-    """Write images (n, C, *size) as one sheet, as square as it can be, each enlarged to at least `side_px`."""
+def save_sheet(x: Tensor, spec: ImageSpec, path: Path, side_px: int = 32, write: Write | None = None) -> None:
+    """Write images (n, C, *size) as one sheet, as square as it can be, each enlarged to at least `side_px`.
+
+    write: makes the PNG instead, such as one that says what made it.
+    """
     columns = math.ceil(math.sqrt(len(x)))
     rows = math.ceil(len(x) / columns)
     grid = torch.full((rows * columns, *x.shape[1:]), torch.nan)
     grid[: len(x)] = x.float()
     pixels = sheet(grid.view(rows, columns, *x.shape[1:]), spec)
     width = spec.size[-1] if spec.size else 1
-    write_atomic(path, png_bytes(pixels, max(1, side_px // width)))
+    scale = max(1, side_px // width)
+    if write is None:
+        data = png_bytes(pixels, scale)
+    else:
+        large = pixels.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+        data, _ = write(Picture(np.ascontiguousarray(large.permute(2, 0, 1).numpy())), None)
+    write_atomic(path, data)
 
 
-def save_images(x: Tensor, spec: ImageSpec, schema: Schema, given: Given, folder: Path, seed: int) -> list[Path]:
+def save_images(
+    x: Tensor, spec: ImageSpec, schema: Schema, given: Given, folder: Path, seed: int, write: Write | None = None
+) -> list[Path]:
     """Write images (n, C, *size) as folder/class/seed-index.png, .tif, .nii or .npz: the first that keeps their values.
 
     Without a column of categories there are no class folders; with other columns beside one, or instead of one, all of them
-    stand in folder/metadata.csv, where rows of earlier files are kept. Returns the files written.
+    stand in folder/metadata.csv, where rows of earlier files are kept. write: makes the files' bytes instead of
+    `formats.encode`, such as ones that say what made them. Returns the files written.
     """
     columns = {name: column for name, column in schema.columns.items() if not isinstance(column, Image)}
     told = {name: [_told(schema, name, value) for value in given.columns[name]] for name in columns}
     labels = [""] * len(x)
     for name, column in columns.items():
         if isinstance(column, Category):
-            folders = _folders(column.names)
+            folders = class_folders(column.names)
             labels = [folders[value] for value in told[name]]
             break
     files = []
     for i, label in enumerate(labels):
         place = folder / label
         place.mkdir(parents=True, exist_ok=True)
-        data, suffix = encode(stored(x[i], spec))
+        data, suffix = encode(stored(x[i], spec)) if write is None else write(stored(x[i], spec), i)
         files.append(place / f"{seed}-{i:06d}{suffix}")
         write_atomic(files[-1], data)
     if columns and not (len(columns) == 1 and any(labels)):
@@ -142,7 +156,7 @@ def _dtype(spec: ImageSpec) -> np.dtype:
     return found
 
 
-def _folders(names: Sequence[str]) -> Mapping[str, str]:
+def class_folders(names: Sequence[str]) -> Mapping[str, str]:
     """Each class's folder, and that of images without one; two classes never share a folder."""
     found: dict[str, str] = {}
     for name in (*names, ""):

@@ -190,7 +190,7 @@ def write_shards(images: Images, folder: Path | str, *, per_shard: int = 1000, p
 
 def _write_sample(shard: tarfile.TarFile, images: Images, i: int) -> None:
     data, suffix = formats.encode(Picture(values_of(images, i), images.spec.axes, images.spec.spacing, images.spec.unit))
-    row = {n: _value(c, images.given.columns[n][i]) for n, c in images.schema.columns.items() if not isinstance(c, Image)}
+    row = {n: value_of(c, images.given.columns[n][i]) for n, c in images.schema.columns.items() if not isinstance(c, Image)}
     members = [(suffix.lstrip("."), data)]
     if row:
         members.append(("json", json.dumps(row, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogateescape")))
@@ -198,8 +198,13 @@ def _write_sample(shard: tarfile.TarFile, images: Images, i: int) -> None:
         members.append(("cls", str(row["label"]).encode()))
     if isinstance(images.schema.columns.get("text"), Text) and row.get("text") is not None:
         members.append(("txt", str(row["text"]).encode()))
+    add_sample(shard, f"{i:09d}", members)
+
+
+def add_sample(shard: tarfile.TarFile, key: str, members: Sequence[tuple[str, bytes]]) -> None:
+    """Add the members of one key, each a kind ("png") and its bytes, with nothing of the clock or the person in their heads."""
     for kind, content in members:
-        member = tarfile.TarInfo(f"{i:09d}.{kind}")
+        member = tarfile.TarInfo(f"{key}.{kind}")
         member.size, member.mode = len(content), 0o644
         shard.addfile(member, io.BytesIO(content))
 
@@ -212,7 +217,7 @@ def values_of(images: Images, i: int) -> np.ndarray:
     return (np.rint(values) if dtype.kind in "ui" else values).astype(dtype)
 
 
-def _value(column: Column, coded: Any) -> Any:
+def value_of(column: Column, coded: Any) -> Any:
     """A coded condition as JSON has it; None where it is missing."""
     if not bool(column.present(coded[None])[0]):
         return None

@@ -15,20 +15,37 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Blur": "core.degradation",
     "Category": "core.given",
+    "Compose": "core.degradation",
+    "Degradation": "core.degradation",
+    "Downsample": "core.degradation",
     "Given": "core.given",
+    "Grayscale": "core.degradation",
+    "Image": "core.given",
     "ImageSpec": "core.image",
+    "Jpeg": "core.degradation",
+    "LowContrast": "core.degradation",
+    "LowLight": "core.degradation",
+    "Mask": "core.degradation",
     "Model": "core.model",
+    "Noise": "core.degradation",
     "Number": "core.given",
+    "Origin": "applications.provenance",
+    "Private": "train.recipe",
     "Recipe": "train.recipe",
     "Schema": "core.given",
     "Score": "evaluate.score",
+    "SecondOrder": "core.degradation",
     "Seeds": "core.seeds",
     "Text": "core.given",
+    "audit": "applications.audit",
+    "augment": "applications.augment",
     "bits_per_dim": "evaluate.likelihood",
     "check_model": "testing",
     "classify": "evaluate.likelihood",
     "compare": "evaluate.compare",
+    "explore": "applications.explore",
     "fit": "train.fit",
     "from_diffusers": "catalog",
     "from_glow_pytorch": "models.flow._public",
@@ -36,10 +53,18 @@ _PUBLIC = {
     "from_pytorch_generative": "models.autoregressive._public",
     "guided": "core.model",
     "load": "train.device",
+    "pair": "data.pair",
+    "psnr": "evaluate.restoration",
+    "read_origin": "applications.provenance",
+    "restore": "applications.restore",
     "save": "core.artifact",
+    "ssim": "evaluate.restoration",
+    "style": "applications.style",
+    "synthesize": "applications.dataset",
     "to_diffusers": "models.diffusion._diffusers",
+    "translate": "applications.translate",
 }
-_MODULES = ("catalog", "core", "data", "evaluate", "nn", "train")
+_MODULES = ("applications", "catalog", "core", "data", "evaluate", "nn", "train")
 
 __all__ = sorted([*_PUBLIC, *_MODULES])
 

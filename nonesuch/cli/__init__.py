@@ -28,7 +28,10 @@ def name_of(command: typer.models.CommandInfo) -> str:
 for _found in pkgutil.iter_modules(__path__):  # each file adds its commands to the app
     if not _found.name.startswith("_"):
         importlib.import_module(f"{__name__}.{_found.name}")
-_ORDER = ("list", "doctor", "fit", "sample", "score", "compare", "demo", "cite")  # of the help; others follow
+_ORDER = (  # of the help; others follow
+    *("list", "doctor", "fit", "sample", "score", "compare", "demo", "synthesize", "augment", "audit", "restore", "inpaint"),
+    *("upscale", "colorize", "enhance", "translate", "style", "explore", "whence", "cite"),
+)
 app.registered_commands.sort(key=lambda c: (*_ORDER, name_of(c)).index(name_of(c)))
 
 

@@ -62,7 +62,7 @@ class ToyDecoder(Toy, Decoder):
     """x = m + L z of the first mode: a linear flow."""
 
     @property
-    def latent_spec(self) -> ImageSpec:  # type: ignore[override]
+    def latent_spec(self) -> ImageSpec:  # type: ignore[override]  # a property where the contract has a field
         return ImageSpec(math.prod(self.config.shape), (), "", "continuous", None)
 
     def _decode(self, z: Tensor, given: Given) -> Tensor:

@@ -177,6 +177,12 @@ def opened(
     return found
 
 
+def opened_for(model: Model, source: str, fit: str | None = None) -> Data:
+    """The source as the model takes it: a folder's pictures come to its size and axes."""
+    size = "x".join(map(str, model.spec.size)) if Path(source).is_dir() else None
+    return opened(source, fit, size, model.spec.axes if size else None)
+
+
 def sides(size: str | None) -> int | list[int] | None:
     """What --size says: a number, or one for each axis."""
     try:

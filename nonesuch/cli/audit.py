@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nonesuch.cli._words import FAILED, Checkpoint, Fit, Json, Seed, Source, app, examples, opened, print_json, require_place
+from nonesuch.cli._words import FAILED, Checkpoint, Fit, Json, Seed, Source, app, examples, opened_for, print_json, require_place
 
 Samples = Annotated[Path | None, typer.Option(help="A folder or array file of samples; drawn from the model otherwise.")]
 
@@ -28,8 +28,7 @@ def audit(
 
     require_place(out)
     model = load(checkpoint)
-    size = "x".join(map(str, model.spec.size)) if Path(data).is_dir() else None
-    real = opened(data, policy, size, model.spec.axes if size else None)
+    real = opened_for(model, data, policy)
     with bar("audit") as draw:
         found = run(model, real, n=n, seeds=seed, samples=samples, progress=draw)
     written = found.save(out)

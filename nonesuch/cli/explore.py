@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nonesuch.cli._words import Checkpoint, Fit, Json, Seed, Source, app, examples, opened, print_json, require_place
+from nonesuch.cli._words import Checkpoint, Fit, Json, Seed, Source, app, examples, opened_for, print_json, require_place
 
 Label = Annotated[str | None, typer.Option(help="The column of classes; the first one by default.")]
 Number = Annotated[int, typer.Option("-n", "--number", help="The most images of each split that are looked at.")]
@@ -27,8 +27,7 @@ def explore(
 
     require_place(out)
     model = load(checkpoint)
-    size = "x".join(map(str, model.spec.size)) if Path(data).is_dir() else None
-    real = opened(data, policy, size, model.spec.axes if size else None)
+    real = opened_for(model, data, policy)
     with bar("explore") as draw:
         found = run(model, real, n=n, label=label, seeds=seed, progress=draw)
     written = found.save(out)

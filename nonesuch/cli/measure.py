@@ -29,7 +29,7 @@ from nonesuch.cli._words import (
     Source,
     app,
     examples,
-    opened,
+    opened_for,
     print_json,
     require_place,
     sides,
@@ -53,8 +53,7 @@ def score(
     from nonesuch.train.device import load
 
     model = load(checkpoint)
-    size = "x".join(map(str, model.spec.size)) if Path(data).is_dir() else None
-    real = opened(data, policy, size, model.spec.axes if size else None)
+    real = opened_for(model, data, policy)
     mine, theirs = ((s.shape, s.levels) for s in (model.spec, real.spec))
     if mine != theirs:
         raise ValueError(f"the model draws {mine[0]} with {mine[1]} levels, and {data} has {theirs[0]} with {theirs[1]}.")

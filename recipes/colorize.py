@@ -1,10 +1,11 @@
-"""Colorization and 8x8 -> 32x32 on CIFAR-10 (JPEG): pix2pix and a diffusion model against pix2pix's network as a regression.
+"""Colorization and 8x8 -> 32x32 on CIFAR-10 (JPEG): a diffusion model and pix2pix against pix2pix's network as a regression.
 
     python recipes/colorize.py colour --budget 30m
     python recipes/colorize.py upscale --budget 30m
-    python recipes/colorize.py colour --budget 30m --kinds regression pix2pix diffusion
+    python recipes/colorize.py colour --budget 30m --kinds regression pix2pix
 
-Each kind is trained for the budget, given the picture alone, and makes pictures of the first --images test conditions. Scores:
+--budget is the training time of all kinds together, shared as KINDS says: the regression soon stands still. Each is given the
+spoiled picture alone and makes pictures of the first --images test conditions. Scores:
 the conditional Frechet distance (evaluate/conditional.py) and the plain one, through a network trained on the training pictures,
 with the floor that other training pictures reach under the plain one; PSNR, which the regression should win. The data came
 through JPEG (about quality 75): no number here compares with one of a paper on CIFAR-10. Grids of conditions, each kind, truth
@@ -38,18 +39,29 @@ from nonesuch.evaluate.conditional import conditional_frechet
 from nonesuch.evaluate.restoration import psnr
 from nonesuch.nn.bicubic import enlarge
 from nonesuch.train.log import Event
+from nonesuch.train.recipe import Budget
 
 TASKS: dict[str, Degradation] = {"colour": Grayscale(), "upscale": Downsample(4)}
 _FLIPPED = {"augment": ("flip",), "batch": 32}
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "regression": ("gan/pix2pix", {
+KINDS: dict[str, tuple[int, str, dict[str, Any]]] = {  # parts of the budget, and what is fitted
+    "regression": (1, "gan/pix2pix", {
         "preset": "regression", "config": {"widths": (32, 64, 96), "blocks": (1, 1, 2)}, "recipe": _FLIPPED,
     }),
-    "pix2pix": ("gan/pix2pix", {
+    "pix2pix": (2, "gan/pix2pix", {
         "preset": "32px", "config": {"noise": 8, "adversarial": 1.0, "features": 0.2}, "recipe": _FLIPPED,
     }),
-    "diffusion": ("diffusion", {"recipe": {"augment": ("flip",)}}),
+    "diffusion": (4, "diffusion", {
+        "config": {"fold": 2, "base": 64, "mults": (1, 2), "blocks": 1, "attention": (False, True), "width": 128, "dropout": 0.0,
+                   "log_normal": 1.0, "log_normal_mean": 0.0},
+        "recipe": {"augment": ("flip",), "batch": 32, "lr": 1e-3},
+    }),
 }  # fmt: skip
+
+
+def part_of(text: str, kind: str, kinds: list[str]) -> str:
+    """What of the budget of all is this kind's."""
+    whole, share = Budget.parse(text), KINDS[kind][0] / sum(KINDS[k][0] for k in kinds)
+    return f"{whole.seconds * share:.1f}s" if whole.seconds else str(max(1, round(whole.images * share)))
 
 
 def opened(path: Path) -> Data:
@@ -87,7 +99,7 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10_jpeg.npz"))
     parser.add_argument("--budget", default="30m")
-    parser.add_argument("--kinds", nargs="+", default=["regression", "pix2pix"], choices=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=2_000, help="test pictures that are scored")
     parser.add_argument("--out", type=Path, default=Path("runs/colorize"))
@@ -96,9 +108,10 @@ def main() -> None:
     column = name_of(degradation)
     models = {}
     for kind in args.kinds:
-        model, how = KINDS[kind]
-        out = args.out / f"{args.task}-{kind}-{args.budget}-{args.seed}"
-        models[kind] = ns.fit(model, data, given=degradation, budget=args.budget, seed=args.seed, out=out, on_event=tell, **how)
+        _, model, how = KINDS[kind]
+        budget = part_of(args.budget, kind, args.kinds)
+        out = args.out / f"{args.task}-{kind}-{budget}-{args.seed}"
+        models[kind] = ns.fit(model, data, given=degradation, budget=budget, seed=args.seed, out=out, on_event=tell, **how)
     test = data.test[: args.images]
     truth, y = test.x, degradation(test.x, args.seed).clamp(-1, 1)
     extractor = fit_extractor(data.train.x, data.train.labels(), name="cifar10-jpeg")

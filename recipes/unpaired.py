@@ -1,12 +1,13 @@
-"""Unpaired translation: MNIST <-> a rotated, inverted, coloured MNIST, by CycleGAN; is the digit the same?
+"""Unpaired translation: MNIST <-> a rotated, inverted, coloured MNIST, by CycleGAN and by a bridge; is the digit the same?
 
-    python recipes/unpaired.py --budget 20m
+    python recipes/unpaired.py --budget 20m                  CycleGAN
+    python recipes/unpaired.py --by bridge --budget 20m      one diffusion model of both kinds, and the noise that they share
 
 "plain" are the first 30,000 training digits, white on black in three equal channels; "paper" are the other 30,000, turned by
 --degrees, inverted and coloured (blue ink on yellow paper): no digit is in both heaps, so there is no pair to learn from. The
 class of a translated test digit is read by a network trained on the labelled digits of the target's kind, which says itself how
-often it is right about real ones. CycleGAN sees no label of a digit. A grid and scores.json lie in --out; the same command takes
-a run up again.
+often it is right about real ones. Neither way sees a label of a digit. A grid and scores.json lie in --out; the same command goes
+on with a run.
 
 Hardware, time and the numbers reached stand in docs/translation.md.
 """
@@ -24,9 +25,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import nonesuch as ns
+from nonesuch.applications.bridge import bridge
 from nonesuch.core.artifact import write_atomic
 from nonesuch.core.given import Category, Given
 from nonesuch.core.image import ImageSpec
+from nonesuch.core.model import Model
 from nonesuch.data.dataset import Data, Images, fingerprint
 from nonesuch.data.pictures import png_bytes, sheet
 from nonesuch.evaluate import accuracy, fit_extractor
@@ -34,6 +37,8 @@ from nonesuch.train.log import Event
 
 SPEC = ImageSpec(3, (32, 32))
 KINDS = ("plain", "paper")
+SMALL = {"fold": 2, "base": 64, "mults": (1, 2), "blocks": 1, "attention": (False, True), "width": 128, "dropout": 0.0,
+         "log_normal": 1.0, "log_normal_mean": 0.0}  # fmt: skip
 INK, PAPER = (30.0, 40.0, 120.0), (250.0, 235.0, 180.0)
 
 
@@ -77,27 +82,36 @@ def tell(event: Event) -> None:
         )
 
 
+def fitted(args: argparse.Namespace, data: Data, config: dict[str, object], folder: Path) -> dict[str, Model]:
+    """For each kind, what makes pictures of it of those of the other."""
+    how = {"budget": args.budget, "seed": args.seed, "out": folder, "on_event": tell}
+    if args.by == "cyclegan":
+        return dict.fromkeys(KINDS, ns.fit("gan/cyclegan", data, given="kind", preset="32px", config=config, **how))
+    model = ns.fit("diffusion", data, given="kind", config=SMALL | config, recipe={"batch": 32, "lr": 1e-3, "hide": 0.0}, **how)
+    return {kind: bridge(model, told={"kind": other}) for kind, other in zip(KINDS, KINDS[::-1], strict=True)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/mnist.npz"))
+    parser.add_argument("--by", choices=("cyclegan", "bridge"), default="cyclegan")
     parser.add_argument("--budget", default="20m")
+    parser.add_argument("--images", type=int, default=2_000, help="test digits that are translated each way")
     parser.add_argument("--degrees", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of the model's config")
     parser.add_argument("--out", type=Path, default=Path("runs/unpaired"))
     args = parser.parse_args()
     data, labelled, tests = heaps(args.data, args.degrees)
+    tests = {kind: (x[: args.images], y[: args.images]) for kind, (x, y) in tests.items()}
     config = {k: json.loads(v) for k, _, v in (one.partition("=") for one in args.set)}
-    folder = args.out / "-".join(["cyclegan", args.budget, f"{args.degrees:g}", str(args.seed), *args.set])
-    model = ns.fit(
-        "gan/cyclegan", data, given="kind", preset="32px", config=config, budget=args.budget, seed=args.seed, out=folder,
-        on_event=tell,
-    )  # fmt: skip
+    folder = args.out / "-".join([args.by, args.budget, f"{args.degrees:g}", str(args.seed), *args.set])
+    models = fitted(args, data, config, folder)
     scores, rows = {}, []
     for source, target in (KINDS, KINDS[::-1]):
         judge = fit_extractor(*labelled[target], name=target)
         x, y = tests[source]
-        made = torch.cat([model.sample(len(part), {"source": part, "kind": target}, seeds=0) for part in x.split(500)])
+        made = torch.cat([models[target].sample(len(part), {"source": part, "kind": target}) for part in x.split(500)])
         kept, real = (
             accuracy(judge.predict(made), y, "class kept", judge.name),
             accuracy(judge.predict(tests[target][0]), y, "real"),

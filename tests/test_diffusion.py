@@ -16,6 +16,7 @@ from nonesuch.core.seeds import Seeds
 from nonesuch.data.dataset import batch_keys
 from nonesuch.data.toy import GaussianMixture, TableOfImages, as_data, uniform_noise
 from nonesuch.models.diffusion import _likelihood as likelihood
+from nonesuch.models.diffusion._network import Folded
 from nonesuch.models.diffusion._samplers import SAMPLERS, euler, heun, solve
 from nonesuch.models.diffusion._schedule import NoiseLevels
 from nonesuch.models.diffusion.edm import EDM
@@ -268,10 +269,10 @@ def test_an_image_does_not_depend_on_its_batch(sampler: str):
         ImageSpec(4, (9,), "l", "continuous", None), ImageSpec(5, (), "", "continuous", None), ImageSpec(2, (), "", levels=9),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("patch", [0, 2, 9])
-def test_every_shape_learns_samples_and_scores(spec: ImageSpec, patch: int):
+@pytest.mark.parametrize(("patch", "fold"), [(0, 1), (0, 2), (2, 1), (9, 1)])
+def test_every_shape_learns_samples_and_scores(spec: ImageSpec, patch: int, fold: int):
     schema = Schema({"age": Number()})
-    sizes = {"mults": (1, 2), "attention": (False, False), "patch": patch, "augment": patch / 10}
+    sizes = {"mults": (1, 2), "attention": (False, False), "patch": patch, "fold": fold, "augment": patch / 10}
     model = catalog.build("diffusion", spec, schema, "tiny", steps=2, **sizes)
     x = Seeds.of(0, 6).normal("x", *spec.shape) if spec.levels is None else uniform_noise(spec, 6)
     given = schema.given(6, {"age": [1, 2, None, 3, 4, 5]})
@@ -284,6 +285,26 @@ def test_every_shape_learns_samples_and_scores(spec: ImageSpec, patch: int):
     sample = model.sample(2, {"age": 3})
     assert sample.shape == (2, *spec.shape)
     assert torch.isfinite(model.log_prob(x, given).nats).all()
+
+
+@pytest.mark.parametrize("size", [(7,), (5, 8), (3, 4, 5)])
+@pytest.mark.parametrize("fold", [2, 3])
+def test_folding_moves_pixels_and_loses_none(size: tuple[int, ...], fold: int):
+    """Around a network that doubles what it sees; what is padded never comes back."""
+
+    class Twice(torch.nn.Module):
+        def forward(self, x: Tensor, c: Tensor, keys: Seeds | None) -> Tensor:
+            assert x.shape == (2, 3 * fold ** len(size), *(-(-s // fold) for s in size))
+            return 2 * x
+
+    x = Seeds.of(0, 2).normal("x", 3, *size)
+    assert torch.equal(Folded(Twice(), fold)(x, x), 2 * x)  # type: ignore[arg-type]
+
+
+def test_without_levels_uniform_in_information_there_is_no_bound_to_tell_of():
+    x, given = uniform_noise(SIX, 8), LABEL.given(8, {"label": list("abcabcab")})
+    told = [built(log_normal=share).objectives()[0].terms(Batch(x, given, batch_keys(0, 0, 8))).watch for share in (0.5, 1.0)]
+    assert ["diffusion_bits" in terms for terms in told] == [True, False]
 
 
 def test_a_step_learns_every_parameter_and_the_same_randomness_gives_the_same_loss():
@@ -304,6 +325,8 @@ def test_what_it_cannot_do_it_refuses_in_a_sentence():
         catalog.build("diffusion", ImageSpec(1, (4, 4), kind="categorical", levels=5), Schema(), "tiny")
     with pytest.raises(ValueError, match="one entry a resolution"):
         built(mults=(1, 2))
+    with pytest.raises(ValueError, match="fold is a whole number"):
+        built(fold=0)
     model = built()
     for options, message in [
         ({"sampler": "huen"}, "no sampler"), ({"steps": 0}, "at least 1"), ({"churn": -1.0}, "churn"),

@@ -47,15 +47,15 @@ def test_rows_see_every_image_once_an_epoch():
 def test_the_classifier_learns_alike_each_time_and_moves_no_global_generator():
     train, test = stripes(320, 0), stripes(120, 1)
     state = torch.get_rng_state()
-    judge = fit_judge([train], 4, 0, images_seen=1792)
+    judge = fit_judge([train], 4, 0, images=1792)
     assert torch.equal(state, torch.get_rng_state())
     assert (judge.classes(test[0]) == test[1].numpy()).mean() > 0.95
-    again = fit_judge([train], 4, 0, images_seen=128), fit_judge([train], 4, 0, images_seen=128)
+    again = fit_judge([train], 4, 0, images=128), fit_judge([train], 4, 0, images=128)
     torch.testing.assert_close(*(dict(one.state_dict()) for one in again))
 
 
 def test_wrong_synthetic_labels_cost_and_real_ones_beside_them_help(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("nonesuch.evaluate.shares.IMAGES_SEEN", 2304)
+    monkeypatch.setattr("nonesuch.evaluate.shares.IMAGES_SEEN", (2304, 2304))
     real, test = stripes(320, 0), stripes(120, 1)
     wrong = (real[0], (real[1] + 1) % 4)
     found = [trial_of(w, 1.0, 0, s, test, 4) for w, s in (("real", [real]), ("synthetic", [wrong]))]

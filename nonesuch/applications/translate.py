@@ -63,7 +63,8 @@ def picture_of(model: Model) -> tuple[str, Image, int]:
     if len(found) != 1:
         raise ValueError(
             f"translating takes a model that is given one picture, and this {type(model).__name__} is given "
-            f"{', '.join(model.schema.columns) or 'nothing'}; fit one with given=Downsample(4), Grayscale() or paired folders."
+            f"{', '.join(model.schema.columns) or 'nothing'}; fit one with given=Downsample(4), Grayscale(), paired "
+            "folders, or bridge between two diffusion models (nonesuch translate --source, --source-model)."
         )
     name, column = found[0]
     ratios = {a / b for a, b in zip(model.spec.size, column.spec.size, strict=True)}

@@ -57,14 +57,33 @@ def colorize(
 
 
 @app.command(epilog=examples("nonesuch translate runs/zebras horses/ --given kind=zebra --out zebras/",
-                              "nonesuch translate runs/maps aerial/ --seed 3"))  # fmt: skip
+                              "nonesuch translate runs/maps aerial/ --seed 3",
+                              "nonesuch translate runs/diffusion horses/ --source label=horse --given label=zebra",
+                              "nonesuch translate runs/zebras horses/ --source-model runs/horses"))  # fmt: skip
 def translate(
     checkpoint: Checkpoint, pictures: Pictures, out: Out = Path("translated"), tile: Tile = None, overlap: Overlap = None,
-    given: Values = None, seed: Seed = 0, provenance: Provenance = True, as_json: Json = False,
+    given: Values = None,
+    source: Annotated[list[str] | None, typer.Option(help="column=value: what the pictures are, to a diffusion model.")] = None,
+    source_model: Annotated[Path | None, typer.Option(help="The diffusion model of pictures such as these.")] = None,
+    seed: Seed = 0, provenance: Provenance = True, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Turn pictures of one kind into another, with any model that is given pictures: learned from pairs or without."""
+    """Turn pictures of one kind into another, with any model that is given pictures: learned from pairs or without.
+
+    A diffusion model that is given none bridges: told what the pictures are (--source) or shown a model of them (--source-model),
+    it takes them to noise and comes back as what is --given.
+    """
+
+    def bridged(model: Model) -> Model:
+        from nonesuch.applications.bridge import bridge
+        from nonesuch.train.device import load
+
+        if source is None and source_model is None:
+            return model
+        start = None if source_model is None else load(source_model)
+        return bridge(model, start, condition(start or model, source, 1))
+
     fits = ("is given pictures", lambda model, column, ratio: True)
-    _run("translate", fits, checkpoint, pictures, out, (tile, overlap), given, seed, provenance, as_json)
+    _run("translate", fits, checkpoint, pictures, out, (tile, overlap), given, seed, provenance, as_json, bridged)
 
 
 @app.command(epilog=examples("nonesuch enhance runs/better dark/ --strength 0.8 --out bright/"))
@@ -85,9 +104,9 @@ def enhance(
 
 def _run(
     job: str, fits: tuple[str, Fits], checkpoint: Path, pictures: Path, out: Path, tiles: tuple[int | None, int | None],
-    given: list[str] | None, seed: int, provenance: bool, as_json: bool,
+    given: list[str] | None, seed: int, provenance: bool, as_json: bool, made_of: Callable[[Model], Model] = lambda model: model,
 ) -> None:  # fmt: skip
-    """The job, with a bar on standard error, and its answer."""
+    """The job, with a bar on standard error, and its answer; made_of: what translates, of the model that is loaded."""
     from nonesuch.applications import bar, finish
     from nonesuch.applications.translate import Options, picture_of
     from nonesuch.applications.translate_files import paths_in, run
@@ -100,7 +119,7 @@ def _run(
     if fresh:
         out.rmdir()  # until there is something to write
     n = len(paths_in(pictures))
-    model = load(checkpoint)
+    model = made_of(load(checkpoint))
     _, column, ratio = picture_of(model)
     what, able = fits
     if not able(model, column, ratio):

@@ -11,8 +11,8 @@ their own seed; with m_k its accuracy on held-out real images, the interval is S
 both less real, is of the differences in each trial, for they share the real images and the seed.
 
 The classifier is fixed before anything is seen: five 3 x 3 convolutions of 16, 32, 32, 64, 64 channels with batch
-normalisation and two residual sums, averaged over 4 x 4 cells; AdamW, one cycle, `IMAGES_SEEN` images seen whatever the size of
-the set, batches of 128 moved together by up to a fourteenth of the side; of "both", half of every batch is real. Pictures of at
+normalisation and two residual sums, averaged over 4 x 4 cells; AdamW, one cycle, `images_seen` of the share whatever is in the
+sets, batches of 128 moved together by up to a fourteenth of the side; of "both", half of every batch is real. Pictures of at
 most 16 x 16 pixels are judged as in `utility`.
 
 References:
@@ -41,7 +41,7 @@ from nonesuch.evaluate.utility import Labelled, classifier_name, predict_labels
 from nonesuch.train.device import has_bf16
 
 SHARES = (0.01, 0.05, 0.25, 1.0)
-IMAGES_SEEN = 200_000
+IMAGES_SEEN = (60_000, 200_000)  # by a classifier: where there is next to nothing to learn from, and where there is all
 _BATCH = 128
 _WIDTHS = (16, 32, 64)
 _CELLS = 4  # along either axis, of the last map: what is where counts for centred pictures
@@ -85,13 +85,19 @@ def part(labels: Tensor, share: float, trial: int) -> Tensor:
     return torch.cat(found).sort().values
 
 
+def images_seen(share: float) -> int:
+    """How many images a classifier sees, repeats counted: few real ones are learned by heart long before many are learned."""
+    few, all_ = IMAGES_SEEN
+    return round(few + (all_ - few) * math.sqrt(share))
+
+
 def trial_of(
     what: What, share: float, trial: int, sets: Sequence[Labelled], test: Labelled, classes: int, generator: str = "none"
 ) -> Trial:
     """Train the classifier on one or two labelled sets and count what it gets right of the test images, class by class."""
     x, truth = test[0].cpu(), test[1].cpu().numpy()
     if classifier_name(x) == "cnn" and len(x.shape) == 4:
-        guess = fit_judge(sets, classes, trial).classes(x)
+        guess = fit_judge(sets, classes, trial, images_seen(share)).classes(x)
     else:
         guess = predict_labels((torch.cat([s[0] for s in sets]), torch.cat([s[1] for s in sets])), x)
     right, of = (np.bincount(truth[mask], minlength=classes) for mask in (guess == truth, truth >= 0))
@@ -133,8 +139,9 @@ class Judge(nn.Module):
 
 
 @torch.enable_grad()
-def fit_judge(sets: Sequence[Labelled], classes: int, seed: int, images_seen: int | None = None) -> Judge:
-    """Train the classifier on one labelled set, or on two with half of every batch from each; every draw is keyed by the seed."""
+def fit_judge(sets: Sequence[Labelled], classes: int, seed: int, images: int = IMAGES_SEEN[1]) -> Judge:
+    """Train the classifier on one labelled set, or on two with half of every batch from each, until it has seen so many images;
+    every draw is keyed by the seed."""
     with torch.device("meta"):  # torch's own initialisation would move its global generator
         judge = Judge(sets[0][0].shape[1], classes)
     judge = judge.to_empty(device="cpu")
@@ -146,7 +153,7 @@ def fit_judge(sets: Sequence[Labelled], classes: int, seed: int, images_seen: in
     some = sets[0][0][:4096].float()
     judge.mean.copy_(some.mean((0, 2, 3), keepdim=True))
     judge.std.copy_(some.std((0, 2, 3), keepdim=True).clamp_min(1e-3))
-    steps = math.ceil((images_seen or IMAGES_SEEN) / _BATCH)
+    steps = math.ceil(images / _BATCH)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=4e-3, weight_decay=0.05, betas=(0.9, 0.99))
     reach = [max(1, s // 14) for s in sets[0][0].shape[2:]]
     moves = Seeds.of(seed, 1).uniform("judge/move", steps, len(reach))[0]

@@ -36,44 +36,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from nonesuch.applications._noised import Noised
 from nonesuch.applications.restore._measured import Measured, effective, resample
 from nonesuch.applications.restore._task import Task, flat, pick
-from nonesuch.core.given import Given
-from nonesuch.core.model import Denoiser, Model, Step
+from nonesuch.core.model import Step
 from nonesuch.core.seeds import Seeds
 
-_RHO = 7.0  # of the walk over noise levels: Elucidating the Design Space (Karras et al., 2022) arXiv:2206.00364, Eq. 5
 _JUDGED = 64  # samples of the model that its error is measured on
 _ZETA, _THEIR_STEPS, _THEIR_SIZE = 2.0, 1000, 3 * 256 * 256  # of dps, chosen on digits, and what it counts on
-_FIRST_T = 1e-3  # where t = 0 has no noise at all
-
-
-class Noised:
-    """A denoiser of any schedule as one of x + s eps: x_t / alpha_t at the t where sigma_t / alpha_t = s."""
-
-    def __init__(self, model: Model, given: Given) -> None:
-        assert isinstance(model, Denoiser)
-        self.model, self.given = model, given
-        t = torch.linspace(0, 1, 4097, dtype=torch.float64)
-        alpha, sigma = (v.double().cpu() for v in model.schedule(t))
-        level = sigma / alpha
-        fine = torch.isfinite(level) & (level > 0) & ((t >= _FIRST_T) | bool(level[0] > 0))
-        self.t, self.alpha, self.log_level = t[fine], alpha[fine], level[fine].log()
-
-    def levels(self, steps: int) -> list[float]:
-        """`steps` noise levels from the highest to the lowest."""
-        high, low = (math.exp(float(self.log_level[i])) ** (1 / _RHO) for i in (-1, 0))
-        return [(high + (low - high) * i / max(1, steps - 1)) ** _RHO for i in range(steps)]
-
-    def __call__(self, x: Tensor, level: float) -> Tensor:
-        """D (R, C, *size) at x (R, C, *size), differentiable."""
-        place = torch.tensor(level, dtype=torch.float64).log().clamp(self.log_level[0], self.log_level[-1])
-        i = int(torch.searchsorted(self.log_level, place).clamp(1, len(self.t) - 1))
-        share = (place - self.log_level[i - 1]) / (self.log_level[i] - self.log_level[i - 1])
-        t, alpha = (float(torch.lerp(v[i - 1], v[i], share)) for v in (self.t, self.alpha))
-        assert isinstance(self.model, Denoiser)
-        d = self.model.denoise(alpha * x, x.new_full((len(x),), t), self.given)
-        return d.clamp(-1, 1) if self.model.spec.kind == "ordinal" else d
 
 
 def _errors(task: Task, levels: list[float]) -> list[float]:

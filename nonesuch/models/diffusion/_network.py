@@ -90,6 +90,24 @@ class PatchTransformer(nn.Module):
         return depth_to_space(y, self.patch)[(..., *[slice(s) for s in x.shape[2:]])]
 
 
+class Folded(nn.Module):
+    """A network of (B, channels, *size) whose cells of `fold` pixels a side are channels: less to convolve, at more width.
+
+    A size that the fold does not divide has its ends padded with zeros on the way in and cut on the way out.
+
+    References: Improving Diffusion Model Efficiency Through Patching (Luhman, Luhman, 2022) arXiv:2207.04316
+    """
+
+    def __init__(self, inner: UNet, fold: int) -> None:
+        super().__init__()
+        self.inner, self.fold = inner, fold
+
+    def forward(self, x: Tensor, c: Tensor, keys: Seeds | None = None) -> Tensor:
+        size = x.shape[2:]
+        x = F.pad(x, [v for s in reversed(size) for v in (0, -s % self.fold)])
+        return depth_to_space(self.inner(space_to_depth(x, self.fold), c, keys), self.fold)[(..., *[slice(s) for s in size])]
+
+
 class Network(nn.Module):
     """(x_t, sigma, given) -> D, and the logits (B, C, K, *size) of each pixel's level where they are few."""
 
@@ -101,7 +119,7 @@ class Network(nn.Module):
 
     def __init__(
         self, spec: ImageSpec, schema: Schema, base: int, mults: Sequence[int], blocks: int, attention: Sequence[bool],
-        width: int, dropout: float, num_heads: int, patch: int, told_of_moves: bool,
+        width: int, dropout: float, num_heads: int, patch: int, told_of_moves: bool, fold: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         self.votes = spec.levels is not None and spec.levels <= FEW_LEVELS
@@ -116,7 +134,9 @@ class Network(nn.Module):
         if patch:
             self.unet = PatchTransformer(channels, out, spec.size or (1,), patch, width, blocks, num_heads, dropout)
         else:
-            self.unet = UNet(dims, channels, out, base, mults, blocks, attention, width, dropout, num_heads)
+            cell = fold**dims
+            unet = UNet(dims, channels * cell, out * cell, base, mults, blocks, attention, width, dropout, num_heads)
+            self.unet = Folded(unet, fold) if fold > 1 else unet
         size = (1,) * len(spec.size) if spec.sizes else spec.size  # of several sizes, statistics are those of a channel
         self.register_buffer("mean", torch.zeros(spec.channels, *size))
         self.register_buffer("variance", torch.full((spec.channels, *size), 0.25))

@@ -4,7 +4,7 @@
     nonesuch enhance runs/enhance/... photos/ --strength 0.7
 
 Trained on the photos of scikit-image and scikit-learn (recipes/superres.py), tested on Set14 without training on it. Each
-training patch is spoiled once in each of the four ways, at a strength drawn by its key; the strength is the column of numbers
+training patch is spoiled twice in each of the four ways, at a strength drawn by its key; the strength is the column of numbers
 that a user turns as a knob, and is hidden half of the time, so that leaving it out is something the model knows. Tested at
 strengths 0.3, 0.6 and 0.9, each degradation apart, strength not told: PSNR on luma beside histogram equalisation (of luma, and
 adaptive: scikit-image's CLAHE), non-local means (scikit-image's, at its own estimate of the noise), and both in a row; "nothing"
@@ -16,6 +16,7 @@ Hardware, time and the numbers reached stand in docs/translation.md.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -40,8 +41,8 @@ from nonesuch.data.dataset import Data, Images, fingerprint
 from nonesuch.data.pictures import png_bytes, sheet
 from nonesuch.evaluate.restoration import psnr
 
-STEPS = 8  # strengths that noise and compression are made at in training
-CONFIG = {"widths": (32, 64, 96), "blocks": (2, 2, 2), "adversarial": 0.0, "features": 0.0, "noise": 0}
+STEPS, DRAWS = 8, 2  # strengths that noise and compression are made at in training, and how often a patch is spoiled each way
+CONFIG = {"widths": (24, 48, 96), "blocks": (1, 2, 2), "adversarial": 0.0, "features": 0.0, "noise": 0}
 SCHEMA = ns.Schema({"spoiled": Image(SPEC), "strength": Number(mean=0.5, std=0.3)})
 WAYS: dict[str, Callable[[float], Degradation]] = {
     "low light": lambda s: LowLight(s),
@@ -57,18 +58,19 @@ def spoil(x: Tensor, way: str, strength: float, seeds: Seeds) -> Tensor:
 
 
 def spoiled(clean: Images, seed: int) -> Images:
-    """Each patch once in each way, at one of STEPS strengths drawn by its key; strength missing for every second."""
+    """Each patch DRAWS times in each way, at one of STEPS strengths drawn by its key; strength missing for every second."""
     n, levels, ys, strengths = len(clean), [], [], []
-    for k, way in enumerate(WAYS):
-        step = Seeds.of(seed, n).integers(f"strength/{way}", STEPS)
+    for draw, way in itertools.product(range(DRAWS), WAYS):
+        keys = Seeds.of(seed * DRAWS + draw, n)
+        step = keys.integers(f"strength/{way}", STEPS)
         y = torch.empty(n, *SPEC.shape)
         for s in range(STEPS):
             rows = (step == s).nonzero()[:, 0]
-            y[rows] = spoil(clean.inside(rows), way, (s + 0.5) / STEPS, Seeds((seed + k,) * len(rows), tuple(rows.tolist())))
+            y[rows] = spoil(clean.inside(rows), way, (s + 0.5) / STEPS, keys[rows.tolist()])
         told = ((step + 0.5) / STEPS - 0.5) / 0.3
         levels, ys = [*levels, clean.levels], [*ys, y]
-        strengths.append(torch.where(torch.arange(n) % 2 == 0, told, torch.nan))
-    given = Given(4 * n, {"spoiled": torch.cat(ys), "strength": torch.cat(strengths)})
+        strengths.append(torch.where((torch.arange(n) + draw) % 2 == 0, told, torch.nan))
+    given = Given(len(levels) * n, {"spoiled": torch.cat(ys), "strength": torch.cat(strengths)})
     return Images(SPEC, SCHEMA, torch.cat(levels), given)
 
 

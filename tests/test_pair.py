@@ -1,5 +1,6 @@
 """Pairs: what goes together by name, what does not, and an input that stays beside its target through splits and flips."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,3 +178,19 @@ def test_the_command_line_trains_and_samples(
     assert torch.allclose(drawn.float(), ((x + 1) * 127.5).round(), atol=1)
     refused("is 5 x 4, and this model's 'source' takes pictures of 4 x 4", "sample", "run", "--given", "source=odd")
     refused("there is no nowhere", "sample", "run", "--given", "source=nowhere")
+
+
+@pytest.mark.slow
+def test_a_model_of_pairs_is_scored_on_pairs(
+    put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nonesuch.evaluate.features.IMAGES_SEEN", 64)
+    for i in range(24):
+        put(f"in/{i}.png", i, (4, 4))
+        put(f"out/{i}.png", i, (8, 8), 3)
+    fit = ["fit", "diffusion", "out", "--pair", "in", "--budget", "32", "--preset", "tiny", "--out", "run"]
+    assert cli.main(fit) == 0
+    capsys.readouterr()
+    assert cli.main(["score", "run", "out", "--pair", "in", "--limit", "12", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"]["bits"]["name"] == "bits/dim given source"

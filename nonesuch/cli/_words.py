@@ -35,6 +35,7 @@ app = typer.Typer(
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of models or families.")]
 Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
+Pair = Annotated[str | None, typer.Option(metavar="INPUTS", help="Condition on the picture of the same name here.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Source = Annotated[str, typer.Argument(metavar="DATA", help="A name (digits), a folder of images, or a file of arrays.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder that nonesuch fit wrote.")]
@@ -177,10 +178,10 @@ def opened(
     return found
 
 
-def opened_for(model: Model, source: str, fit: str | None = None) -> Data:
-    """The source as the model takes it: a folder's pictures come to its size and axes."""
+def opened_for(model: Model, source: str, fit: str | None = None, inputs: str | None = None) -> Data:
+    """The source as the model takes it: a folder's pictures come to its size and axes; inputs: as in `opened`."""
     size = "x".join(map(str, model.spec.size)) if Path(source).is_dir() else None
-    return opened(source, fit, size, model.spec.axes if size else None)
+    return opened(source, fit, size, model.spec.axes if size else None, inputs)
 
 
 def sides(size: str | None) -> int | list[int] | None:

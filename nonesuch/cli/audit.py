@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from nonesuch.cli._words import FAILED, Checkpoint, Fit, Json, Seed, Source, app, examples, opened_for, print_json, require_place
+from nonesuch.cli._words import (
+    FAILED,
+    Checkpoint,
+    Fit,
+    Json,
+    Pair,
+    Seed,
+    Source,
+    app,
+    examples,
+    opened_for,
+    print_json,
+    require_place,
+)
 
 Samples = Annotated[Path | None, typer.Option(help="A folder or array file of samples; drawn from the model otherwise.")]
 
@@ -19,7 +32,7 @@ def audit(
     checkpoint: Checkpoint, data: Source, samples: Samples = None,
     n: Annotated[int, typer.Option("-n", "--number", help="How many samples to draw.")] = 1000,
     out: Annotated[Path, typer.Option(help="A page with its numbers beside it, or a .json of them.")] = Path("audit.html"),
-    policy: Fit = None, seed: Seed = 0, as_json: Json = False,
+    pair: Pair = None, policy: Fit = None, seed: Seed = 0, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Look for training images among samples, for duplicates, and for leaks of who was trained on; 1 means do not release."""
     from nonesuch.applications import bar
@@ -28,7 +41,7 @@ def audit(
 
     require_place(out)
     model = load(checkpoint)
-    real = opened_for(model, data, policy)
+    real = opened_for(model, data, policy, pair)
     with bar("audit") as draw:
         found = run(model, real, n=n, seeds=seed, samples=samples, progress=draw)
     written = found.save(out)

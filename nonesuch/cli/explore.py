@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nonesuch.cli._words import Checkpoint, Fit, Json, Seed, Source, app, examples, opened_for, print_json, require_place
+from nonesuch.cli._words import Checkpoint, Fit, Json, Pair, Seed, Source, app, examples, opened_for, print_json, require_place
 
 Label = Annotated[str | None, typer.Option(help="The column of classes; the first one by default.")]
 Number = Annotated[int, typer.Option("-n", "--number", help="The most images of each split that are looked at.")]
@@ -18,7 +18,7 @@ Number = Annotated[int, typer.Option("-n", "--number", help="The most images of 
 def explore(
     checkpoint: Checkpoint, data: Source, label: Label = None, n: Number = 2000,
     out: Annotated[Path, typer.Option(help="A page with its numbers beside it, or a .json of them.")] = Path("explore.html"),
-    policy: Fit = None, seed: Seed = 0, as_json: Json = False,
+    pair: Pair = None, policy: Fit = None, seed: Seed = 0, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Look at a model's latents of real images: probe, clusters, maps, walks and neighbours, beside PCA of pixels."""
     from nonesuch.applications import bar
@@ -27,7 +27,7 @@ def explore(
 
     require_place(out)
     model = load(checkpoint)
-    real = opened_for(model, data, policy)
+    real = opened_for(model, data, policy, pair)
     with bar("explore") as draw:
         found = run(model, real, n=n, label=label, seeds=seed, progress=draw)
     written = found.save(out)

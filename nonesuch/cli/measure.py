@@ -22,6 +22,7 @@ from nonesuch.cli._words import (
     Given,
     Json,
     Limit,
+    Pair,
     Report,
     Runs,
     Seed,
@@ -44,8 +45,9 @@ DEMO_BUDGET = "45s"
 
 @app.command(epilog=examples("nonesuch score runs/digits digits", "nonesuch score runs/digits digits --json"))
 def score(
-    checkpoint: Checkpoint, data: Source, policy: Fit = None, limit: Limit = 2000, seed: Seed = 0, as_json: Json = False
-) -> None:
+    checkpoint: Checkpoint, data: Source, pair: Pair = None, policy: Fit = None, limit: Limit = 2000, seed: Seed = 0,
+    as_json: Json = False,
+) -> None:  # fmt: skip
     """Measure a model: bits per dimension, quality, usefulness and memorization, each with its interval."""
     from rich.console import Console
 
@@ -53,7 +55,7 @@ def score(
     from nonesuch.train.device import load
 
     model = load(checkpoint)
-    real = opened_for(model, data, policy)
+    real = opened_for(model, data, policy, pair)
     mine, theirs = ((s.shape, s.levels) for s in (model.spec, real.spec))
     if mine != theirs:
         raise ValueError(f"the model draws {mine[0]} with {mine[1]} levels, and {data} has {theirs[0]} with {theirs[1]}.")

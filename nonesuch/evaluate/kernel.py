@@ -61,8 +61,11 @@ def kernel_sets(x: Array, y: Array) -> float:
 def kernel_distance(samples: Features, reference: Features, *, real: Features | None = None, seed: int = 0) -> Score:
     """Score the kernel distance of samples from reference images; `real` (training images) gives the floor at the same n.
 
-    The interval resamples both sets (100 replicates) and stands around the value.
+    The interval resamples both sets (100 replicates) and stands around the value. Raises ValueError for fewer than ten images on
+    a side, of which a replicate may be one image many times.
     """
+    if min(samples.n, reference.n) < 10:
+        raise ValueError(f"a kernel distance needs at least ten images on each side, not {min(samples.n, reference.n)}.")
     about = comparison(samples, reference)
     x, y = samples.array, reference.array
     weights_x, weights_y = (

@@ -9,14 +9,7 @@ the samples' mean against the truth, over all pixels, where 2 is from black to w
 consistency: root mean square of y - f(x) over what was measured, which should be the noise, 0, 0 and 0.5 here; spread: mean
 standard deviation of the samples.
 
-Training takes about four minutes of one core (350,000 images of diffusion 65 s of them). One thread of two busy cores, -n 16:
-
-    diffusion  pigdm     error 0.334, 0.226, 0.247 (inpaint, upscale, denoise); 2 s each
-               dps             0.314, 0.256, 0.291; 5 s each
-               twisted         0.326, 0.195, 0.238; 10 s each
-    energy     langevin        0.339, 0.252, 0.306; 9 to 18 s
-
-The other families' numbers at these budgets have not been taken yet.
+Training takes about four minutes of one core (350,000 images of diffusion 65 s of them). Numbers reached: docs/restore.md.
 """
 
 from __future__ import annotations

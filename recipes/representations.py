@@ -17,6 +17,7 @@ from pathlib import Path
 import nonesuch as ns
 from nonesuch import catalog
 from nonesuch.applications.explore import explore
+from nonesuch.core.artifact import write_atomic
 from nonesuch.core.model import Encoder
 
 
@@ -43,7 +44,7 @@ def main() -> None:
             row = {"model": name, "images": int(model.images_seen), "of": what, **{k: str(v) for k, v in scores.items()}}
             rows.append(row)
             print(json.dumps(row), flush=True)
-    (args.out / f"{data.name}-{args.budget}.json").write_text(json.dumps(rows, indent=1))
+    write_atomic(args.out / f"{data.name}-{args.budget}.json", json.dumps(rows, indent=1).encode())
 
 
 if __name__ == "__main__":

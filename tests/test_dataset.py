@@ -408,7 +408,7 @@ def test_a_folder_and_its_shards_open_as_the_pictures_they_are(tmp_path: Path):
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = pytest.importorskip("datasets")
+    found = pytest.importorskip("datasets", reason="reads the folder as its users do; no dependency of ours")
     found.disable_progress_bars()
     return found
 
@@ -472,7 +472,7 @@ def test_shards_of_webdataset_say_all_conditions(tmp_path: Path):
 
 
 def test_volumes_as_nifti_keep_their_values_and_spacing(tmp_path: Path):
-    pytest.importorskip("nibabel")
+    pytest.importorskip("nibabel", reason="NIfTI is written by the extra [medical]")
     spec = ImageSpec(1, (4, 5, 6), "dhw", levels=9, dtype="int16", value_range=(-4, 4), spacing=(2.0, 0.5, 0.5))
     model = sound(SCHEMA, spec)
     synthesize(model, tmp_path / "one", 4, layout="nifti", balance="label")

@@ -144,6 +144,16 @@ def test_kernel_distance_equals_the_double_loop_and_torchmetrics():
         assert kernel_sets(x, y) == pytest.approx(float(metric.compute()[0]), rel=1e-6)
 
 
+def test_a_kernel_distance_of_few_images_is_refused_and_of_enough_is_finite():
+    """Of four images a replicate is one image four times in one draw of 64, and then divides by zero pairs."""
+    x = np.random.default_rng(0).normal(size=(10, 3))
+    with pytest.raises(ValueError, match="at least ten images on each side, not 4"):
+        kernel_distance(seen(x), seen(x[:4]))
+    found = kernel_distance(seen(x), seen(x[::-1].copy()))
+    assert found.interval is not None
+    assert np.isfinite([found.value, *found.interval]).all()
+
+
 def test_kernel_distance_is_unbiased():
     pairs = ((keyed("a", i).standard_normal((20, 3)), keyed("b", i).standard_normal((12, 3))) for i in range(400))
     values = np.array([kernel_sets(x, y) for x, y in pairs])

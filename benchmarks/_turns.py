@@ -70,19 +70,24 @@ def race(
     limit: tuple[float, Callable[[], object]] | None = None, note: str = "",
 ) -> Line:  # fmt: skip
     """By turns, contestants {name: (amount done by one call, call)}, ours first; medians of rates and of neighbours' ratios."""
-    everyone = {**contestants, **({"limit": limit} if limit else {})}
-    for _, work in everyone.values():
+    return compared(row, unit, rates({**contestants, **({"limit": limit} if limit else {})}, rounds), note)
+
+
+def rates(contestants: dict[str, tuple[float, Callable[[], object]]], rounds: int) -> dict[str, list[float]]:
+    """Amount a second of each contestant in each of the rounds."""
+    for _, work in contestants.values():
         work()  # what is made on first use, compiled or cached, is not part of a rate
-    found = by_turns({name: work for name, (_, work) in everyone.items()}, rounds)
-    rates = {name: [everyone[name][0] / s for s in times] for name, times in found.items()}
-    first = rates[next(iter(contestants))]
-    return Line(
-        row, unit,
-        {name: statistics.median(rates[name]) for name in contestants},
-        {name: statistics.median(a / b for a, b in zip(first, rates[name], strict=True)) for name in contestants},
-        statistics.median(rates["limit"]) if limit else None,
-        note,
-    )  # fmt: skip
+    found = by_turns({name: work for name, (_, work) in contestants.items()}, rounds)
+    return {name: [contestants[name][0] / s for s in times] for name, times in found.items()}
+
+
+def compared(row: str, unit: str, found: dict[str, list[float]], note: str = "") -> Line:
+    """The line of the rates of contestants, ours first; one named "limit" is the hardware's."""
+    limit = statistics.median(found["limit"]) if "limit" in found else None
+    named = {name: each for name, each in found.items() if name != "limit"}
+    first = next(iter(named.values()))
+    times = {name: statistics.median(a / b for a, b in zip(first, each, strict=True)) for name, each in named.items()}
+    return Line(row, unit, {name: statistics.median(each) for name, each in named.items()}, times, limit, note)
 
 
 def seconds(work: Callable[[], object]) -> float:

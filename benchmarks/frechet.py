@@ -1,6 +1,6 @@
 """Frechet distance of two sets of 50,000 x 2,048 float32 features, against pytorch-fid and torchmetrics.
 
-    python -m benchmarks.frechet                           (about six minutes on two cores)
+    python -m benchmarks.frechet                           (about ten minutes on two cores)
     python -m benchmarks.frechet --rows 5000 --width 256   (seconds)
 
 By turns in one process, the same features, which decay as an eigenvalue spectrum of three decades:
@@ -21,7 +21,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from benchmarks._turns import Line, arguments, race
+from benchmarks._turns import Line, arguments, compared, race, rates
 from nonesuch.evaluate.frechet import Side, frechet_sets
 
 
@@ -82,30 +82,25 @@ def measure(rounds: int, n: int, d: int) -> list[Line]:
     error, other = (abs(found / reference - 1) for found in (frechet_sets(*sides), torchmetrics_fid(x, y)))
     block = x[: min(n, 4096)].astype(np.float64)
 
-    def whole() -> float:
-        return theirs(*gaussian(x), *gaussian(y))
-
-    def limit(sets: int) -> tuple[float, Callable[[], object]]:
-        return len(block) / (sets * n), lambda: block.T @ block
-
-    size, unit = f"{n:,} x {d:,}", "distances/s"
+    size, unit, default = f"{n:,} x {d:,}", "distances/s", f"{name}, default"
+    both = rates(
+        {
+            "ours": (1, lambda: frechet_sets(x, y)),
+            default: (1, lambda: theirs(*gaussian(x), *gaussian(y))),
+            "torchmetrics, default": (1, lambda: torchmetrics_fid(x, y)),
+            "kept": (1, lambda: frechet_sets(x, sides[1])),
+            "limit": (len(block) / (2 * n), lambda: block.T @ block),
+        },
+        rounds,
+    )
+    kept = {"ours": both.pop("kept"), default: both[default], "limit": [2 * rate for rate in both["limit"]]}
+    note = f"relative to {name}: ours {error:.1e}, torchmetrics {other:.1e}"
     return [
-        race(
-            f"Frechet distance of two sets of {size}, in all", unit,
-            {
-                "ours": (1, lambda: frechet_sets(x, y)),
-                f"{name}, default": (1, whole),
-                "torchmetrics, default": (1, lambda: torchmetrics_fid(x, y)),
-            },
-            rounds, limit(2), f"relative to {name}: ours {error:.1e}, torchmetrics {other:.1e}",
-        ),
-        race(
-            f"Frechet distance of two sets of {size}, one side kept", unit,
-            {"ours": (1, lambda: frechet_sets(x, sides[1])), f"{name}, default": (1, whole)}, rounds, limit(1),
-        ),
+        compared(f"Frechet distance of two sets of {size}, in all", unit, both, note),
+        compared(f"Frechet distance of two sets of {size}, one side kept", unit, kept),
         race(
             f"Frechet distance of {d:,} features, both sides kept", unit,
-            {"ours": (1, lambda: frechet_sets(*sides)), f"{name}, default": (1, lambda: theirs(*stats))}, rounds,
+            {"ours": (1, lambda: frechet_sets(*sides)), default: (1, lambda: theirs(*stats))}, rounds,
         ),
     ]  # fmt: skip
 
@@ -115,7 +110,7 @@ def main() -> None:
         parser.add_argument("--rows", type=int, default=50_000)
         parser.add_argument("--width", type=int, default=2048)
 
-    asked = arguments(__doc__, 3, more)
+    asked = arguments(__doc__, more=more)
     for line in measure(asked.rounds, asked.rows, asked.width):
         line.show(asked.json)
 

@@ -81,12 +81,12 @@ def unseen(train: dict[str, Tensor], test: dict[str, Tensor]) -> dict[str, Tenso
     return kept
 
 
-def patches(pictures: dict[str, Tensor], stride: int = 48) -> Images:
-    """Patches of all pictures at their own size and at half of it, without flat ones."""
+def patches(pictures: dict[str, Tensor], stride: int = 48, halvings: int = 1) -> Images:
+    """Patches of all pictures at their own size and halved so many times, without flat ones."""
     out = []
     for x in pictures.values():
-        half = F.avg_pool2d(x[None].float(), 2)[0].round().to(torch.uint8)
-        for scale in (x, half):
+        for times in range(halvings + 1):
+            scale = F.avg_pool2d(x[None].float(), 2**times)[0].round().to(torch.uint8)
             if min(scale.shape[1:]) >= 96:
                 cut = scale.unfold(1, 96, stride).unfold(2, 96, stride).permute(1, 2, 0, 3, 4).flatten(0, 1)
                 out.append(cut[cut.float().flatten(1).std(1) > 8])

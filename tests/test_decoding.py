@@ -38,11 +38,11 @@ FORMS = ["eager", "few", "many"]  # what the compiled code is not asked for; one
 
 
 def take(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on blocks in bf16 are decoded in this form, whatever their size."""
+    """From now on blocks are decoded in this form, whatever their size."""
     if form != "eager" and positions.library() is None:
         pytest.skip("there is no compiler")
     monkeypatch.setattr(decoding, "_WORTH", 1 << 60 if form == "eager" else 0)
-    monkeypatch.setattr(decoding, "_at_once", lambda rows, weights: form == "few")
+    monkeypatch.setattr(decoding, "_at_once", lambda rows, weights, dtype: form == "few")
 
 
 def transformer(spec: ImageSpec = LONG, dtype: torch.dtype = torch.float32, **config: object) -> ImageTransformer:
@@ -57,8 +57,7 @@ def noise(*shape: int, name: str = "x") -> Tensor:
     return Seeds.of(1, 1).normal(name, *shape)[0]
 
 
-WAYS = [(torch.float32, "eager", {}), (torch.float32, "eager", KNOWN), (torch.bfloat16, "eager", {}),
-        *((torch.bfloat16, form, KNOWN) for form in FORMS)]  # fmt: skip
+WAYS = [(dtype, form, own) for dtype in DTYPES for form, own in [("eager", {}), *((form, KNOWN) for form in FORMS)]]
 
 
 @pytest.mark.parametrize("length", [1, 2, _MORE + 7])
@@ -87,15 +86,23 @@ def test_positions_one_at_a_time_equal_all_at_once(
 SIZES = [(1, 32, 2), (3, 45, 3), (2, 160, 2), (8, 64, 4), (13, 48, 1)]
 
 
-def distances(rows: int, width: int, heads: int, length: int, form: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How far from the blocks in float64 their outputs in bf16 are, relatively: position by position, and all at once."""
+def distances(
+    rows: int,
+    width: int,
+    heads: int,
+    length: int,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype = torch.bfloat16,
+) -> list[float]:
+    """How far from the blocks in float64 their outputs in `dtype` are, relatively: position by position, and all at once."""
     take(form, monkeypatch)
     blocks = [Block(width, heads, causal=True, **KNOWN) for _ in range(2)]
     for i, block in enumerate(blocks):
         initialise(block, i)
         awake(block, 0.1 * (i + 1))
-    x, c = noise(rows, length, width).bfloat16(), noise(rows, width, name="c")
-    stepwise = Decoding(blocks, c, length, torch.bfloat16)
+    x, c = noise(rows, length, width).to(dtype), noise(rows, width, name="c")
+    stepwise = Decoding(blocks, c, length, dtype)
     with torch.no_grad():
         found = [torch.stack([stepwise(x[:, i]) for i in range(length)], 1), x]
         for block in blocks:
@@ -114,6 +121,7 @@ def test_compiled_code_is_nearer_to_float64_than_the_blocks_in_bf16(
     """Over more than a chunk of keys and values. Measured: 0.7 to 0.95 of the blocks' distance, which is 0.006."""
     stepwise, whole = distances(rows, width, heads, positions.CHUNK + 19, form, monkeypatch)
     assert stepwise <= whole < 1e-2
+    assert distances(rows, width, heads, positions.CHUNK + 19, form, monkeypatch, torch.float32)[0] < 1e-6
 
 
 def test_threads_share_the_work_and_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch):
@@ -142,12 +150,12 @@ def test_one_large_score_and_heads_of_zeros_do_no_harm(monkeypatch: pytest.Monke
 
 
 def test_small_networks_build_nothing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(positions, "library", lambda: pytest.fail("asked for"))
+    monkeypatch.setattr(positions, "library", lambda dtype: pytest.fail("asked for"))
     Decoding([Block(12, 3, causal=True, **KNOWN)], noise(2, 12), 55, torch.bfloat16)
     monkeypatch.setattr(decoding, "_WORTH", 0)
     Decoding([Block(12, 3, causal=True)], noise(2, 12), 55, torch.bfloat16)  # not known to it
-    Decoding([Block(12, 3, causal=True, **KNOWN)], noise(2, 12), 55, torch.float32)  # exact as it is
-    monkeypatch.setattr(positions, "library", lambda: None)
+    Decoding([Block(12, 3, causal=True, **KNOWN)], noise(2, 12), 55, torch.float64)  # exact as it is
+    monkeypatch.setattr(positions, "library", lambda dtype: None)
     Decoding([Block(12, 3, causal=True, **KNOWN)], noise(2, 12), 55, torch.bfloat16)(noise(2, 12).bfloat16())
 
 
@@ -201,7 +209,8 @@ def test_pictures_are_those_of_the_naive_loop_value_for_value(spec: ImageSpec, g
         assert torch.equal(quick, naive(model, x, known, given, seeds, guidance))
 
 
-@pytest.mark.parametrize(("dtype", "form"), [(torch.float32, "eager"), *((torch.bfloat16, form) for form in FORMS)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMS)
 def test_outputs_at_each_position_are_those_of_one_pass(dtype: torch.dtype, form: str, monkeypatch: pytest.MonkeyPatch):
     take(form, monkeypatch)
     model = transformer(dtype=dtype, depth=4)
@@ -229,7 +238,8 @@ def test_pictures_drawn_in_groups_for_want_of_memory_are_the_same(guidance: floa
     assert {s.total for s in grouped} == {15}
 
 
-@pytest.mark.parametrize(("dtype", "form"), [(torch.float32, "eager"), *((torch.bfloat16, form) for form in FORMS)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMS)
 def test_a_generation_reads_the_weights_as_they_are_now(dtype: torch.dtype, form: str, monkeypatch: pytest.MonkeyPatch):
     take(form, monkeypatch)
     model = transformer(dtype=dtype)

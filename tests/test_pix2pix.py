@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from nonesuch.core.objective import Batch
 from nonesuch.core.seeds import Seeds
 from nonesuch.data.dataset import Data, Images, fingerprint
 from nonesuch.models.gan._adversarial import pairing_loss, squared_gradient
-from nonesuch.models.gan._translation import Plan, matching, picture_column, primes
+from nonesuch.models.gan._translation import Glance, Plan, curved, matching, picture_column, primes
 from nonesuch.models.gan.pix2pix import PRESETS, Config, Pix2Pix
 from nonesuch.nn.bicubic import cubic, enlarge
 from nonesuch.testing import schema_of, stripes
@@ -250,6 +251,67 @@ def test_a_number_beside_the_picture_is_read():
     y = torch.zeros(1, 3, 8, 8)
     a, b = (built.translate(y, {"strength": value}) for value in (0.0, 1.0))
     assert float((a - b).abs().max()) > 1e-3
+
+
+# -- the whole picture
+
+
+def test_curves_are_piecewise_linear_between_their_knots():
+    keys = Seeds.of(3, 2)
+    y, knots = keys.uniform("y", 3, 5, 7) * 2 - 1, keys.normal("knots", 3, 12)
+    expected = y + torch.stack([
+        torch.from_numpy(np.interp(y[i, c], np.linspace(-1, 1, 12), knots[i, c])) for i in range(2) for c in range(3)
+    ]).view_as(y)  # fmt: skip
+    torch.testing.assert_close(curved(y, knots), expected.float(), atol=1e-5, rtol=0)
+    assert curved(y, torch.zeros_like(knots)).equal(y)
+
+
+def test_a_glance_counts_values_and_knows_no_place():
+    glance, y = Glance(2, 1, 8, 4), Seeds.of(1, 2).uniform("y", 1, 16, 16) * 2 - 1
+    counted = glance.look(y, torch.float32)[:, 8:]
+    edges = torch.linspace(-1, 1, 33)[1:]
+    below = (y.flatten(1)[..., None] < edges).float().mean(1)
+    torch.testing.assert_close(counted, below - torch.linspace(1 / 32, 1, 32), atol=1e-6, rtol=0)
+    moved = y.flatten(2)[..., torch.randperm(256, generator=torch.Generator().manual_seed(0))].view_as(y)
+    torch.testing.assert_close(glance.look(moved, torch.float32)[:, 8:], counted)
+    flat = glance.look(torch.full((1, 1, 16, 16), 0.3), torch.float32)
+    assert not torch.allclose(flat[:, :8], glance.look(y[:1], torch.float32)[:, :8]), "grain shows in the features"
+
+
+def test_a_fresh_glance_changes_nothing_and_its_parameters_are_trained():
+    built = model(replace(TINY, glance=8))
+    y = Seeds.of(0, 1).uniform("y", 3, 4, 4) * 2 - 1
+    torch.testing.assert_close(built.translate(y), enlarge(y, 2).clamp(-1, 1))
+    given = batch()
+    sum(stirred(built)._generator_terms(given).loss.values()).backward()
+    assert built.looks is not None
+    assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in built.looks.parameters())
+
+
+def halves(n: int) -> tuple[Data, Tensor]:
+    """A dark and a light half with an edge anywhere, and the same under another light: far from the edge nothing tells which."""
+    keys = Seeds.of(7, n)
+    edge = 4 + 8 * keys.uniform("edge", 1)
+    x = torch.where(torch.arange(16) > edge, 0.6, -0.6)[:, None, None].expand(-1, 1, 16, -1)
+    spec = ImageSpec(1, (16, 16))
+    y = x + 0.7 * (keys.uniform("light", 1, 1, 1) - 0.5)
+    schema = Schema({"dark": Image(replace(spec, kind="continuous", levels=None))})
+    images = Images(spec, schema, spec.to_levels(x).to(torch.uint8), Given(n, {"dark": y}))
+    return Data("halves", images[: n - 40], replace(images[n - 40 :], name="test"), fingerprint(images)), y[n - 40 :]
+
+
+def test_light_is_known_to_a_glance_and_not_to_a_neighbourhood():
+    data, y = halves(240)
+    errors = {}
+    for glance in (0, 8):
+        config = {"widths": (8,), "blocks": (1,), "glance": glance}
+        recipe = {"lr": 5e-3}
+        built = fit(
+            "gan/pix2pix", data, given="dark", preset="regression", config=config, budget="3k", recipe=recipe, precision="fp32"
+        )
+        assert isinstance(built, Pix2Pix)
+        errors[glance] = float((built.translate(y) - data.test.x).square().mean())
+    assert errors[8] < 0.3 * errors[0], errors
 
 
 def test_presets_are_for_their_pictures():

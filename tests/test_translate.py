@@ -32,13 +32,15 @@ from nonesuch.nn.bicubic import enlarge
 SMALL = {2: ImageSpec(3, (8, 8)), 3: ImageSpec(1, (6, 6, 6), "dhw")}
 
 
-def upscaler(ratio: int = 2, dims: int = 2, noise: int = 0, widths: tuple[int, ...] = (8, 8), **more: Any) -> Any:
+def upscaler(
+    ratio: int = 2, dims: int = 2, noise: int = 0, widths: tuple[int, ...] = (8, 8), glance: int = 0, **more: Any
+) -> Any:  # fmt: skip
     """A pix2pix whose weights are drawn, so that a pixel depends on all that it could."""
     small = SMALL[dims]
     big = ImageSpec(small.channels, tuple(ratio * n for n in small.size), small.axes)
     schema = Schema({"downsample": Image(small), **more})
     config = {"widths": widths, "blocks": (1,) * len(widths), "tail": 8, "noise": noise, "adversarial": 0.0, "features": 0.0}
-    model = catalog.build("gan/pix2pix", big, schema, "tiny", **config)
+    model = catalog.build("gan/pix2pix", big, schema, "tiny", **config, glance=glance)
     draw = Seeds.of(0, 1)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -110,6 +112,20 @@ def test_the_tiled_picture_is_the_whole_one(ratio: int, dims: int, widths: tuple
     assert [e.done for e in events] == list(range(events[-1].total + 1))
     torch.testing.assert_close(events[-1].result, whole, atol=1e-5, rtol=0)
     torch.testing.assert_close(translate(model, y, tile=1000), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_tiles_share_what_the_whole_picture_says(dims: int):
+    model = upscaler(2, dims, widths=(6,), glance=8)
+    y = pictures(2, SMALL[dims].channels, *((61, 70) if dims == 2 else (25, 13, 22)))
+    y = y * torch.linspace(0.2, 1, y.shape[-1])  # no part is like the whole
+    options = Options(tile=2 * model.reach + 10, overlap=2 * model.reach + 2)
+    *_, last = run(model, y, options=options)
+    assert last.total > 1
+    torch.testing.assert_close(last.result, model.translate(y), atol=1e-5, rtol=0)
+    model.glance = lambda y: None  # each tile then looks at itself
+    *_, last = run(model, y, options=options)
+    assert float((last.result - model.translate(y)).abs().max()) > 1e-3
 
 
 def test_an_overlap_below_the_reach_shows():

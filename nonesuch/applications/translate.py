@@ -84,10 +84,11 @@ def run(
     keys = Seeds.of(seeds, len(y))
     padded = _padded(y, tiling.size)
     mosaic = Mosaic(len(y), model.spec.channels, tiling, ratio)
+    glance = model.glance(y) if isinstance(model, Translator) else None
     for done, (corner, size) in enumerate(tiling):
         yield Event(done, len(tiling), f"tile {done + 1} of {len(tiling)}")
         part = padded[(..., *(slice(a, a + n) for a, n in zip(corner, size, strict=True)))].contiguous()
-        mosaic.add(_part(model, name, part, given, Placed(keys.seed, keys.index, corner, size)), corner, size)
+        mosaic.add(_part(model, name, part, given, Placed(keys.seed, keys.index, corner, size), glance), corner, size)
     whole = mosaic.whole()
     x = whole[(..., *(slice(0, n * ratio) for n in y.shape[2:]))]
     yield Event(len(tiling), len(tiling), "done", result=x)
@@ -134,7 +135,9 @@ def _padded(y: Tensor, size: tuple[int, ...]) -> Tensor:
     return y
 
 
-def _part(model: Model, name: str, y: Tensor, given: Mapping[str, Any] | None, seeds: Seeds) -> Tensor:
+def _part(
+    model: Model, name: str, y: Tensor, given: Mapping[str, Any] | None, seeds: Seeds, glance: Tensor | None
+) -> Tensor:  # fmt: skip
     if isinstance(model, Translator):
-        return model.translate(y, given, seeds=seeds)
+        return model.translate(y, given, seeds=seeds, glance=glance)
     return model.sample(len(y), {**(given or {}), name: y}, seeds=seeds)

@@ -38,13 +38,15 @@ def allowed() -> bool:
     return os.environ.get("NONESUCH_COMPILE", "1") != "0"
 
 
-def compiled(sources: Sequence[Path], headers: Sequence[Path] = (), build: bool = True) -> ctypes.CDLL | None:
+def compiled(
+    sources: Sequence[Path], headers: Sequence[Path] = (), build: bool = True, flags: Sequence[str] = ()
+) -> ctypes.CDLL | None:  # fmt: skip
     """The functions of these sources, or None where they cannot be had; unless `build`, they must have been built before."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     if not allowed() or not compiler or sys.platform != "linux":
         return None
     processor = _processor()
-    command = [compiler, *_FLAGS, *([_WIDE_VECTORS] if platform.machine() == "x86_64" else [])]
+    command = [compiler, *_FLAGS, *flags, *([_WIDE_VECTORS] if platform.machine() == "x86_64" else [])]
     if "AuthenticAMD" in processor:
         command.append("-DAMD")
     read = b"".join(file.read_bytes() for file in [*sources, *headers])

@@ -1,9 +1,10 @@
 // Causal blocks at one position after another, reading each weight once and each key and value once. decoding.py says the law and
-// positions.py builds it. Numbers are kept in bf16 and computed with in float.
+// positions.py builds it, once for numbers kept in bf16 and, with FLOAT32, once for float; they are computed with in float.
 //
-// A weight (out, in) lies in groups of 16 outputs, and of a group two inputs at a time: (groups, in / 2, 16, 2). So 16 outputs are
-// summed in one vector that is never summed up itself, and memory is read from one end to the other. Keys lie in the same way, 16
-// positions for 16 outputs; values lie (positions, width). Both come in chunks of 64 positions.
+// A weight (out, in) lies in groups of 16 outputs, and of a group two inputs at a time: (groups, in / 2, 16, 2), or in float
+// (groups, in / 2, 2, 16). So 16 outputs are summed in one vector that is never summed up itself, and memory is read from one end
+// to the other. Keys lie in the same way, 16 positions for 16 outputs; values lie (positions, width). Both come in chunks of 64
+// positions.
 
 #include <omp.h>
 
@@ -21,13 +22,28 @@
 constexpr i64 LANES = 16, CHUNK = 64, MOST = 8;  // of a vector; positions of a chunk; rows taken at a time
 constexpr i64 TILE = 2 * LANES;                  // numbers that a vector of pairs holds
 typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t Pairs __attribute__((vector_size(64), aligned(4), may_alias));
 
 static inline Vector load(const float* x) { return *(const Vector*)x; }
 static inline void store(float* x, Vector v) { *(Vector*)x = v; }
-static inline Pairs pairs(const bf16* x) { return *(const Pairs*)x; }
+
+// A tile: 16 pairs of numbers as they are kept. From a pair's first number to the next pair's, and to its second.
+#if defined(FLOAT32)
+typedef float Stored;
+struct Pairs {
+    Vector one, two;
+};
+static inline Pairs pairs(const Stored* x) { return {load(x), load(x + LANES)}; }
+static inline Vector first(const Pairs& x) { return x.one; }
+static inline Vector second(const Pairs& x) { return x.two; }
+constexpr i64 NEXT = 1, SECOND = LANES;
+#else
+typedef bf16 Stored;
+typedef uint32_t Pairs __attribute__((vector_size(64), aligned(4), may_alias));
+static inline Pairs pairs(const Stored* x) { return *(const Pairs*)x; }
 static inline Vector first(Pairs x) { return (Vector)(x << 16); }           // the first number of each pair, widened
 static inline Vector second(Pairs x) { return (Vector)(x & 0xffff0000u); }  // and the second
+constexpr i64 NEXT = 2, SECOND = 1;
+#endif
 static inline float total(Vector v) {
     float s = 0;
     for (i64 j = 0; j < LANES; j++) s += v[j];
@@ -36,7 +52,7 @@ static inline float total(Vector v) {
 static inline i64 up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 
 // What layers read. AMD's processors multiply pairs of bf16 at twice the rate of float; Intel's at half of it, tiles apart.
-#if defined(__AVX512BF16__) && defined(AMD)
+#if defined(__AVX512BF16__) && defined(AMD) && !defined(FLOAT32)
 typedef bf16 Number;
 static inline void add(Vector& s, Pairs w, const Number* x) {
     int both;
@@ -52,7 +68,7 @@ static inline void add(Vector& s, Pairs w, const Number* x) {
 #endif
 
 // 16 sums of ROWS rows: out[r] = sum over inputs of w x[r]. `half` pairs of inputs; rows are `apart` numbers from each other.
-template <int ROWS> static inline void sums(const bf16* w, const Number* x, i64 apart, i64 half, Vector* out) {
+template <int ROWS> static inline void sums(const Stored* w, const Number* x, i64 apart, i64 half, Vector* out) {
     constexpr int WAYS = ROWS == 1 ? 8 : ROWS == 2 ? 4 : ROWS < 5 ? 2 : 1;  // sums that do not wait for each other
     Vector s[WAYS][ROWS] = {};
     i64 j = 0;
@@ -74,7 +90,7 @@ template <int ROWS> static inline void sums(const bf16* w, const Number* x, i64 
     }
 }
 
-static inline void some_sums(i64 rows, const bf16* w, const Number* x, i64 apart, i64 half, Vector* out) {
+static inline void some_sums(i64 rows, const Stored* w, const Number* x, i64 apart, i64 half, Vector* out) {
     switch (rows) {
         case 1: return sums<1>(w, x, apart, half, out);
         case 2: return sums<2>(w, x, apart, half, out);
@@ -89,7 +105,7 @@ static inline void some_sums(i64 rows, const bf16* w, const Number* x, i64 apart
 
 enum class Then { NOTHING, SILU, ADDED };
 struct Layer {
-    const bf16* weight;
+    const Stored* weight;
     const float* bias;  // or null; padded as the outputs are
     i64 in, out;
 };
@@ -146,12 +162,12 @@ struct Heads {
 };
 
 // q k of 16 positions and GROUPS times as many. What the next head needs is asked for meanwhile.
-template <int GROUPS> static inline void scores(const bf16* k, const Number* q, i64 half, float* out) {
+template <int GROUPS> static inline void scores(const Stored* k, const Number* q, i64 half, float* out) {
     Vector s[GROUPS] = {};
     for (i64 j = 0; j < half; j++)
 #pragma GCC unroll 8
         for (int g = 0; g < GROUPS; g++) {
-            const bf16* at = k + (g * half + j) * TILE;
+            const Stored* at = k + (g * half + j) * TILE;
             __builtin_prefetch(at + CHUNK * 2 * half);
             add(s[g], pairs(at), q + 2 * j);
         }
@@ -160,7 +176,7 @@ template <int GROUPS> static inline void scores(const bf16* k, const Number* q, 
 }
 
 // out += sum over positions of weight value, over WIDE tiles of 32 numbers, the first and the second of each pair apart
-template <int WIDE> static inline void mixed(const bf16* v, i64 row, const float* weight, i64 positions, Vector* out) {
+template <int WIDE> static inline void mixed(const Stored* v, i64 row, const float* weight, i64 positions, Vector* out) {
     Vector s[2][WIDE][2] = {};
     i64 t = 0;
     for (; t + 2 <= positions; t += 2)
@@ -168,7 +184,7 @@ template <int WIDE> static inline void mixed(const bf16* v, i64 row, const float
         for (int u = 0; u < 2; u++)
 #pragma GCC unroll 8
             for (int w = 0; w < WIDE; w++) {
-                const bf16* at = v + (t + u) * row + w * TILE;
+                const Stored* at = v + (t + u) * row + w * TILE;
                 __builtin_prefetch(at + CHUNK * row);
                 const Pairs p = pairs(at);
                 s[u][w][0] += first(p) * weight[t + u];
@@ -208,14 +224,14 @@ static float exponentials(float* x, i64 n, float rate) {
 // What head `unit` (of rows times heads) attends to, given its q, k and v, which it takes in first. `room`: for q, k and the scores.
 template <class Y>
 static void attended(
-    const Heads& f, i64 unit, const float* q, const float* k, const float* v, bf16* const* keys, bf16* const* values, float* room, Y* out) {
+    const Heads& f, i64 unit, const float* q, const float* k, const float* v, Stored* const* keys, Stored* const* values, float* room, Y* out) {
     const i64 half = f.half(), row = f.row(), p = f.position % CHUNK, last = f.position / CHUNK;
     float *mine = room, *score = room + 2 * row;
     Number* query = (Number*)(room + row);
     mine[2 * half - 1] = 0;  // beyond an odd width
     normal(k, mine, f.width, nullptr, nullptr);
-    bf16* kept = keys[last] + unit * f.keys() + (p / LANES * half * LANES + p % LANES) * 2;
-    for (i64 j = 0; j < half; j++, kept += TILE) put(kept[0], mine[2 * j]), put(kept[1], mine[2 * j + 1]);
+    Stored* kept = keys[last] + unit * f.keys() + p / LANES * half * TILE + p % LANES * NEXT;
+    for (i64 j = 0; j < half; j++, kept += TILE) put(kept[0], mine[2 * j]), put(kept[SECOND], mine[2 * j + 1]);
     kept = values[last] + unit * f.values() + p * row;
     for (i64 j = 0; j < row; j++) put(kept[j], j < f.width ? v[j] : 0.f);
     put(query[2 * half - 1], 0.f);
@@ -230,11 +246,11 @@ static void attended(
         Vector s[4] = {};
         const bool two = from + TILE < row;
         for (i64 c = 0; c * CHUNK < length; c++) {
-            const bf16* at = values[c] + unit * f.values() + from;
+            const Stored* at = values[c] + unit * f.values() + from;
             const i64 taken = std::min(CHUNK, length - c * CHUNK);
             two ? mixed<2>(at, row, score + c * CHUNK, taken, s) : mixed<1>(at, row, score + c * CHUNK, taken, s);
         }
-        for (i64 j = from; j < std::min(f.width, from + 2 * TILE); j++) put(out[j], s[(j - from) / TILE * 2 + j % 2][(j - from) % TILE / 2] / sum);
+        for (i64 j = from; j < std::min(f.width, from + 2 * TILE); j++) put(out[j], s[(j - from) / TILE * 2 + j / SECOND % 2][j % TILE / NEXT % LANES] / sum);
     }
 }
 
@@ -261,7 +277,7 @@ struct Block {
 };
 constexpr i64 PARTS = 12;
 static Block block(void* const* at, i64 width, i64 inner) {
-    auto layer = [&](int i, i64 in, i64 out) { return Layer{(const bf16*)at[i], (const float*)at[i + 1], in, out}; };
+    auto layer = [&](int i, i64 in, i64 out) { return Layer{(const Stored*)at[i], (const float*)at[i + 1], in, out}; };
     return {layer(0, width, 3 * width), layer(2, width, width), layer(4, width, inner), layer(6, inner, width),
             (const float*)at[8], (const float*)at[9], (const float*)at[10], (const float*)at[11]};
 }
@@ -270,12 +286,12 @@ static Block block(void* const* at, i64 width, i64 inner) {
 // room. at: x, y (rows, width); in rows padded to 16: the stream, its normalised form (threads, rows, .), q k v, what is attended
 // to, the inner layer; the threads' rooms; and of each block the weight and bias of four layers and two scales and shifts. kept: of
 // each block its chunks of keys, and of values.
-extern "C" void decode(const i64* size, void* const* at, bf16* const* kept) {
+extern "C" void decode(const i64* size, void* const* at, Stored* const* kept) {
     const i64 rows = size[0], width = size[1], heads = size[2], inner = size[3], blocks = size[4], chunks = size[7], room = size[8];
     const i64 xs = up(width, LANES), qs = up(3 * width, LANES);
     const Heads f{heads, width / heads, size[5]};
-    const bf16* x = (const bf16*)at[0];
-    bf16* y = (bf16*)at[1];
+    const Stored* x = (const Stored*)at[0];
+    Stored* y = (Stored*)at[1];
     float *stream = (float*)at[2], *qkv = (float*)at[4];
     Number *normed = (Number*)at[3], *seen = (Number*)at[5], *hidden = (Number*)at[6];
     for (i64 r = 0; r < rows; r++)
@@ -297,7 +313,7 @@ extern "C" void decode(const i64* size, void* const* at, bf16* const* kept) {
             meeting.all(due, threads);
             for (i64 u = rows * heads * rank / threads; u < rows * heads * (rank + 1) / threads; u++) {
                 const float* q = qkv + u / heads * qs + u % heads * f.width;
-                bf16* const* keys = kept + 2 * i * chunks;
+                Stored* const* keys = kept + 2 * i * chunks;
                 attended(f, u, q, q + width, q + 2 * width, keys, keys + chunks, own, seen + u / heads * xs + u % heads * f.width);
             }
             meeting.all(due, threads);
@@ -317,7 +333,7 @@ extern "C" void decode(const i64* size, void* const* at, bf16* const* kept) {
 // -- for many rows, whose products are better done elsewhere
 
 // size: rows, width, heads, the position, threads, chunks, floats of a thread's room. out (rows, width) from qkv (rows, 3 width).
-extern "C" void attend(const i64* size, const bf16* qkv, bf16* out, float* rooms, bf16* const* kept) {
+extern "C" void attend(const i64* size, const Stored* qkv, Stored* out, float* rooms, Stored* const* kept) {
     const i64 rows = size[0], width = size[1], heads = size[2], threads = size[4];
     const Heads f{heads, width / heads, size[3]};
     const i64 apart = up(f.width, TILE);
@@ -327,7 +343,7 @@ extern "C" void attend(const i64* size, const bf16* qkv, bf16* out, float* rooms
         float *q = room, *k = q + apart, *v = k + apart;
 #pragma omp for schedule(static)
         for (i64 u = 0; u < rows * heads; u++) {
-            const bf16* from = qkv + u / heads * 3 * width + u % heads * f.width;
+            const Stored* from = qkv + u / heads * 3 * width + u % heads * f.width;
             for (i64 j = 0; j < f.width; j++) q[j] = wide(from[j]), k[j] = wide(from[width + j]), v[j] = wide(from[2 * width + j]);
             attended(f, u, q, k, v, kept, kept + size[5], v + apart, out + u / heads * width + u % heads * f.width);
         }
@@ -335,7 +351,7 @@ extern "C" void attend(const i64* size, const bf16* qkv, bf16* out, float* rooms
 }
 
 // y = (x - mean) / deviation, times `scale`, and `shift`, all (rows, width)
-extern "C" void modulate(i64 rows, i64 width, i64 threads, const bf16* x, const float* scale, const float* shift, bf16* y) {
+extern "C" void modulate(i64 rows, i64 width, i64 threads, const Stored* x, const float* scale, const float* shift, Stored* y) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         std::vector<float> a(width);

@@ -5,9 +5,9 @@
 A new position meets every weight once, so for a few pictures a step costs what it costs to read the weights, and the keys and
 values so far. Therefore weights are cast once, and laid out once for the processor's product; the modulation is that of the
 condition, the same at every position; keys and values are kept in the dtype of the computation. In float32 the arithmetic is that
-of the blocks themselves. In bf16 a layer's output is rounded after its activation or the residual's sum instead of before, and
-attention's weights are rounded to bf16 before they meet the values. Where there is enough to do, bf16 goes to compiled code
-(positions.py), which rounds less.
+of the blocks themselves, but for the order of sums. In bf16 a layer's output is rounded after its activation or the residual's sum instead of
+before, and attention's weights are rounded to bf16 before they meet the values. Where there is enough to do, compiled code takes
+over (positions.py), which rounds less.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def _layers(block: Block) -> tuple[nn.Linear, ...]:
     return block.attention.qkv, block.attention.out, block.mlp_in, block.mlp_out
 
 
-def _rows(block: Block, c: Tensor) -> list[Tensor]:
+def _rows(block: Block, c: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Scale and shift of its two normalisations, (B, width) each."""
-    return [m[:, 0].float().contiguous() for m in block.modulate(c, torch.bfloat16)]
+    return [m[:, 0].float().contiguous() for m in block.modulate(c, dtype)]
 
 
 class _Many:
@@ -117,8 +117,8 @@ class _Many:
 
     def __init__(self, blocks: Sequence[Block], c: Tensor, kept: positions.Kept) -> None:
         self.between = positions.Between(kept)
-        self.products = [[Product(layer, torch.bfloat16, len(c)) for layer in _layers(block)] for block in blocks]
-        self.rows = [_rows(block, c) for block in blocks]
+        self.products = [[Product(layer, kept.dtype, len(c)) for layer in _layers(block)] for block in blocks]
+        self.rows = [_rows(block, c, kept.dtype) for block in blocks]
 
     def __call__(self, x: Tensor, i: int) -> Tensor:
         normal, attend = self.between.modulate, self.between.attend
@@ -128,30 +128,32 @@ class _Many:
         return x
 
 
-def _at_once(rows: int, weights: int) -> bool:
+def _at_once(rows: int, weights: int, dtype: torch.dtype) -> bool:
     """Whether blocks of so many weights are better done in one call a position than by torch's products.
 
     With AMX (tiles) torch's are ten times as fast, but a call costs 16 microseconds, and few rows cost what reading the weights
     costs: the numbers follow from that and were not tried. Without, torch's are no faster up to where it says so (Zen 4).
     """
-    tiles = torch.cpu._is_amx_tile_supported()
+    tiles = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
     return rows <= 4 or rows * weights <= 1 << 22 if tiles else rows <= 64
 
 
 def _built(blocks: Sequence[Block], c: Tensor, room: int, dtype: torch.dtype) -> Callable[[Tensor, int], Tensor] | None:
     """All blocks by compiled code, if it knows them and there is enough to do for building it to be worth while."""
     forms = {(b.activation, b.attention.norm, b.attention.num_heads, b.mlp_in.weight.shape) for b in blocks}
-    if len(forms) != 1 or c.device.type != "cpu" or dtype != torch.bfloat16:
+    if len(forms) != 1 or c.device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
         return None
     activation, norm, heads, (_, width) = forms.pop()
     weights = sum(layer.weight.numel() for layer in _layers(blocks[0]))
-    if activation is not F.silu or norm is not layer_norm or room * len(blocks) * weights < _WORTH or positions.library() is None:
+    if activation is not F.silu or norm is not layer_norm or room * len(blocks) * weights < _WORTH:
         return None
-    kept = positions.Kept(len(c), width, heads, len(blocks), room)
-    if not _at_once(len(c), weights):
+    if positions.library(dtype) is None:
+        return None
+    kept = positions.Kept(len(c), width, heads, len(blocks), room, dtype)
+    if not _at_once(len(c), weights, dtype):
         return _Many(blocks, c, kept)
     return positions.Stack(
-        kept, [[(layer.weight, layer.bias) for layer in _layers(b)] for b in blocks], [_rows(b, c) for b in blocks]
+        kept, [[(layer.weight, layer.bias) for layer in _layers(b)] for b in blocks], [_rows(b, c, dtype) for b in blocks]
     )
 
 

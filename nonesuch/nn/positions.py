@@ -3,7 +3,7 @@
 For few rows a position goes through all blocks in one call, and each thread takes a share of every layer's outputs: then it costs
 what reading the weights costs. For many rows torch's own products may be quicker, and what lies between them is compiled. Numbers
 are stored in bf16 and computed with in float32; on AMD's processors, which multiply bf16 twice as fast, what enters a layer is
-rounded to bf16 too.
+rounded to bf16 too. Where the computation is in float32, so is what is stored.
 
 Milliseconds a position, 8 blocks of width 512, on two cores of Zen 4 that others used too (the best of 49, each by turns):
 
@@ -32,17 +32,23 @@ _HERE = Path(__file__).parent
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The functions of decode.cpp, which take two seconds to build, once; None where they cannot be had."""
-    return compiled([_HERE / "decode.cpp"], [_HERE.parent / "core" / "numbers.h"])
+def library(dtype: torch.dtype = torch.bfloat16) -> ctypes.CDLL | None:
+    """The functions of decode.cpp for bf16 or float32, which take two seconds to build, once; None where they cannot be had."""
+    flags = ["-DFLOAT32"] if dtype == torch.float32 else []
+    return compiled([_HERE / "decode.cpp"], [_HERE.parent / "core" / "numbers.h"], flags=flags)
 
 
-def pack(weight: Tensor) -> Tensor:
-    """A weight (out, in) as decode.cpp reads it, bf16 (groups of outputs, pairs of inputs, 16, 2), filled up with zeros."""
+def pack(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A weight (out, in) as decode.cpp reads it, (groups of outputs, pairs of inputs, 16, 2), filled up with zeros.
+
+    In float32 the last two axes are the other way round.
+    """
     out, width = weight.shape
-    half = weight.detach().to(torch.bfloat16)
+    half = weight.detach().to(dtype)
     if width % 2 or out % LANES:
         half = F.pad(half, (0, width % 2, 0, -out % LANES))
+    if dtype == torch.float32:
+        return half.view(-1, LANES, (width + 1) // 2, 2).permute(0, 2, 3, 1).contiguous()
     pairs = half.contiguous().view(torch.int32).view(-1, LANES, (width + 1) // 2)  # half as many to copy
     packed = pairs.new_empty(len(pairs), pairs.shape[2], LANES)
     return packed.copy_(pairs.transpose(1, 2)).view(torch.bfloat16)
@@ -51,8 +57,8 @@ def pack(weight: Tensor) -> Tensor:
 class Kept:
     """Keys and values of all positions so far, in as many chunks as they fill, for `blocks` blocks of (rows, width)."""
 
-    def __init__(self, rows: int, width: int, heads: int, blocks: int, room: int) -> None:
-        self.rows, self.width, self.heads, self.blocks = rows, width, heads, blocks
+    def __init__(self, rows: int, width: int, heads: int, blocks: int, room: int, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.rows, self.width, self.heads, self.blocks, self.dtype = rows, width, heads, blocks, dtype
         self.chunks = -(-room // CHUNK)
         self.addresses = (ctypes.c_void_p * (2 * blocks * self.chunks))()
         self.sizes = [2 * ((width // heads + 1) // 2), up(width // heads, 2 * LANES)]  # of a key and of a value
@@ -68,7 +74,7 @@ class Kept:
         if position < len(self._held) // (2 * self.blocks) * CHUNK:
             return
         for i in range(2 * self.blocks):
-            chunk = torch.empty(self.rows * self.heads * CHUNK * self.sizes[i % 2], dtype=torch.bfloat16)
+            chunk = torch.empty(self.rows * self.heads * CHUNK * self.sizes[i % 2], dtype=self.dtype)
             self._held.append(chunk)
             self.addresses[i * self.chunks + position // CHUNK] = chunk.data_ptr()
 
@@ -94,7 +100,10 @@ class Stack:
         held: list[Tensor | None] = []
         for four, more in zip(layers, rows, strict=True):
             for weight, bias in four:
-                held += [pack(weight), None if bias is None else F.pad(bias.detach().float(), (0, -len(bias) % LANES))]
+                held += [
+                    pack(weight, kept.dtype),
+                    None if bias is None else F.pad(bias.detach().float(), (0, -len(bias) % LANES)),
+                ]
             held += more
         sizes = [
             n * width,
@@ -109,11 +118,11 @@ class Stack:
         self._size = (ctypes.c_int64 * 9)(n, kept.width, kept.heads, inner, len(layers), 0, threads, kept.chunks, kept.own)
 
     def __call__(self, x: Tensor, position: int) -> Tensor:
-        """y of x, both bf16 (rows, width)."""
-        built = library()
+        """y of x, both (rows, width)."""
+        built = library(self.kept.dtype)
         assert built is not None
         self.kept.reach(position)
-        x = x.to(torch.bfloat16).contiguous()
+        x = x.to(self.kept.dtype).contiguous()
         y = torch.empty_like(x)
         self._at[0], self._at[1], self._size[5] = x.data_ptr(), y.data_ptr(), position
         built.decode(self._size, self._at, self.kept.addresses)
@@ -121,7 +130,7 @@ class Stack:
 
 
 class Between:
-    """What lies between the products of a block's position, for many rows: bf16 in and out."""
+    """What lies between the products of a block's position, for many rows."""
 
     def __init__(self, kept: Kept) -> None:
         self.kept, self.threads = kept, torch.get_num_threads()
@@ -130,9 +139,9 @@ class Between:
 
     def modulate(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """layer_norm(x) scale + shift; scale and shift float32 (rows, width)."""
-        built = library()
+        built = library(self.kept.dtype)
         assert built is not None
-        x = x.to(torch.bfloat16).contiguous()
+        x = x.to(self.kept.dtype).contiguous()
         y = torch.empty_like(x)
         counts = [ctypes.c_int64(n) for n in (self.kept.rows, self.kept.width, self.threads)]
         built.modulate(*counts, *[ctypes.c_void_p(t.data_ptr()) for t in (x, scale, shift, y)])
@@ -140,10 +149,10 @@ class Between:
 
     def attend(self, block: int, qkv: Tensor, position: int) -> Tensor:
         """(rows, width) of what a position's queries attend to; its keys and values are taken in first."""
-        built = library()
+        built = library(self.kept.dtype)
         assert built is not None
         self.kept.reach(position)
-        qkv = qkv.to(torch.bfloat16).contiguous()
+        qkv = qkv.to(self.kept.dtype).contiguous()
         out = qkv.new_empty(self.kept.rows, self.kept.width)
         self._size[3] = position
         built.attend(self._size, *[ctypes.c_void_p(t.data_ptr()) for t in (qkv, out, self._rooms)], self.kept.of(block))

@@ -34,6 +34,8 @@ from nonesuch.nn.bicubic import REACH, enlarge
 from nonesuch.nn.conv import Conv, Linear, channels_last, depth_to_space, downsample, upsample, zero
 from nonesuch.nn.higher import Conv as HigherConv
 
+_VALUES, _KNOTS = 32, 12  # of a picture's distribution function, and of the curves
+
 
 def picture_column(schema: Schema, spec: ImageSpec, model: str) -> tuple[str, ImageSpec, int, Schema]:
     """The one Image column: its name, its spec, how many times larger `spec` is, and the schema of all other columns.
@@ -161,6 +163,47 @@ class Translation(nn.Module):
         if y.shape[1] < out and y.shape[1] > 1:
             return y.new_zeros(len(y), out, *[s * self.plan.ratio for s in y.shape[2:]])
         return enlarge(y[:, :out], self.plan.ratio).expand(-1, out, *[-1] * self.plan.dims)
+
+
+class Glance(nn.Module):
+    """What a whole picture y says of itself, and what that and c mean for every part of it.
+
+    `look`: y (B, channels, *size) of any size -> float32: the distribution function of each channel at evenly spread values,
+    which is what histogram equalisation goes by, and the mean over the picture of what a few strided convolutions find, by which
+    grain and the edges of blocks show. `forward`: that and c (B, width) -> another c, and y with each channel sent through a
+    curve: y + a piecewise linear function, zero at first.
+
+    References: Deep Bilateral Learning for Real-Time Image Enhancement (Gharbi et al., 2017) arXiv:1707.02880, section 3.1
+                (global features)
+                Zero-Reference Deep Curve Estimation for Low-Light Image Enhancement (Guo et al., 2020) arXiv:2001.06826 (curves)
+    """
+
+    def __init__(self, dims: int, channels: int, features: int, width: int) -> None:
+        super().__init__()
+        self.channels, self.width = channels, width
+        widths = (channels, max(8, features // 4), max(8, features // 2), features)
+        self.convs = nn.ModuleList(gained(Conv(dims, a, b, stride=2), _GAIN) for a, b in pairwise(widths))
+        self.first = gained(Linear(features + channels * _VALUES + width, 2 * features), _GAIN)
+        self.second = zero(Linear(2 * features, width + channels * _KNOTS))
+
+    def look(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        counts = torch.stack([torch.histc(v.float(), _VALUES, -1, 1) for v in y.detach().clamp(-1, 1).flatten(2).flatten(0, 1)])
+        below = (counts / math.prod(y.shape[2:])).cumsum(1) - torch.linspace(1 / _VALUES, 1, _VALUES, device=y.device)
+        h = channels_last(y.to(dtype))
+        for conv in self.convs:
+            h = activation(conv(h))
+        return torch.cat([h.float().flatten(2).mean(2), below.view(len(y), -1)], 1)
+
+    def forward(self, y: Tensor, looked: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.second(activation(self.first(torch.cat([looked, c], 1))))
+        return c + out[:, : self.width], curved(y, out[:, self.width :].view(len(y), self.channels, _KNOTS))
+
+
+def curved(y: Tensor, knots: Tensor) -> Tensor:
+    """y (B, C, *size) plus the piecewise linear function with values `knots` (B, C, K) at K even places of [-1, 1]."""
+    at = (y.clamp(-1, 1) + 1).flatten(2) * ((knots.shape[2] - 1) / 2)
+    hats = (1 - (at[..., None] - torch.arange(knots.shape[2], device=y.device)).abs()).clamp_min(0)
+    return y + (hats @ knots[..., None]).view_as(y)
 
 
 class PatchCritic(nn.Module):

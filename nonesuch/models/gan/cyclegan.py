@@ -147,51 +147,51 @@ class CycleGAN(Model, Translator):
 
     def _critic_terms(self, batch: Batch) -> Terms:
         """Each critic sees every picture once: as it is if it is of its kind, translated to it if not."""
-        known, own = self._kinds(batch.given)
+        own = batch.given.columns[self.kind]
         penalised = (batch.images // batch.size) % self.config.penalty_every == 0
         score, slope = batch.x.new_zeros(()), batch.x.new_zeros(())
         for k in range(self.kinds):
-            with torch.no_grad():
-                fake = self.generate(batch.x, k)
-                here = own[:, k].view(-1, *[1] * (fake.dim() - 1))
-                seen = torch.where(here > 0, batch.x, fake) + self._grid(batch, f"critic/{k}")
-            logits = self.criticise(seen.requires_grad_(penalised), k)
-            score = score + (known * (logits - own[:, k, None]).square().mean(1)).mean()  # Eq. 2
-            if penalised:
-                slope = slope + squared_gradient(logits.sum(1) / math.sqrt(logits.shape[1]), seen).mean()
-        loss = {"critic": score}
+            rows, real = own >= 0, (own[own >= 0] == k).float()
+            seen = batch.x.clone()
+            if bool((away := rows & (own != k)).any()):
+                with torch.no_grad():
+                    seen[away] = self.generate(batch.x[away], k)
+            if bool(rows.any()):
+                seen = (seen + self._grid(batch, f"critic/{k}"))[rows].requires_grad_(penalised)
+                logits = self.criticise(seen, k)
+                score = score + (logits - real[:, None]).square().mean(1).sum()  # Eq. 2
+                if penalised:
+                    slope = slope + squared_gradient(logits.sum(1) / math.sqrt(logits.shape[1]), seen).sum()
+        loss = {"critic": score / len(batch.x)}
         if penalised:
-            loss["penalty"] = self.config.penalty_every * self.config.gamma / 2 * slope
+            loss["penalty"] = self.config.penalty_every * self.config.gamma / 2 * slope / len(batch.x)
         return Terms(loss)
 
     def _generator_terms(self, batch: Batch) -> Terms:
-        """Each generator translates every picture: those of its own kind it should leave alone."""
-        config, (known, own) = self.config, self._kinds(batch.given)
-        target = self._target(own, batch.keys)
-        made = torch.stack([self.generate(batch.x, k) for k in range(self.kinds)], 1)  # (B, kinds, C, *size)
-        adversarial, cycle, identity = (batch.x.new_zeros(()) for _ in range(3))
-        rows = torch.arange(len(batch.x), device=batch.x.device)
-        there = made[rows, target]
+        """Each generator translates every picture, those of its own kind to leave them alone, and back those of its kind."""
+        config, own, x = self.config, batch.given.columns[self.kind], batch.x
+        target, there = self._target(own, batch.keys), torch.zeros_like(x)
+        adversarial, cycle, identity = (x.new_zeros(()) for _ in range(3))
         for k in range(self.kinds):
-            here = known * own[:, k]
-            with held(self.critics):
-                logits = self.criticise(made[:, k] + self._grid(batch, f"generator/{k}"), k)
-            adversarial = adversarial + (known * (1 - own[:, k]) * (logits - 1).square().mean(1)).mean()  # Eq. 1
-            identity = identity + (here * _distance(made[:, k], batch.x)).mean()
-            cycle = cycle + (here * _distance(self.generate(there, k), batch.x)).mean()
-        loss = {"adversarial": config.adversarial * adversarial, "cycle": config.cycle * cycle}
-        return Terms(loss | {"identity": config.identity * identity})
-
-    def _kinds(self, given: Given) -> tuple[Tensor, Tensor]:
-        """1 where a picture's kind is known (B,), and its kind in ones and zeros (B, kinds)."""
-        index = given.columns[self.kind]
-        known = (index >= 0).float()
-        return known, nn.functional.one_hot(index.clamp(min=0), self.kinds).float() * known[:, None]
+            here, away = own == k, (own >= 0) & (own != k)
+            made = self.generate(x, k)
+            there = torch.where((target == k).view(-1, *[1] * (x.dim() - 1)), made, there)
+            identity = identity + (here * _distance(made, x)).sum()  # Eq. 1
+            if bool(away.any()):
+                with held(self.critics):
+                    logits = self.criticise((made + self._grid(batch, f"generator/{k}"))[away], k)
+                adversarial = adversarial + (logits - 1).square().mean(1).sum()
+        for k in range(self.kinds):
+            if bool((here := own == k).any()):
+                cycle = cycle + _distance(self.generate(there[here], k), x[here]).sum()
+        weighted = {"adversarial": config.adversarial * adversarial, "cycle": config.cycle * cycle}
+        weighted["identity"] = config.identity * identity
+        return Terms({name: total / len(x) for name, total in weighted.items()})
 
     def _target(self, own: Tensor, keys: Seeds) -> Tensor:
         """Another kind for each picture: the other one of two, drawn by its key of more."""
         step = keys.integers("target", self.kinds - 1, device=own.device) + 1
-        return (own.argmax(1) + step) % self.kinds
+        return (own + step) % self.kinds
 
     def _grid(self, batch: Batch, name: str) -> Tensor:
         """Noise of a level on what critics see, or the grid of real pictures would give the others away."""
@@ -212,7 +212,7 @@ class CycleGAN(Model, Translator):
         logits, _ = self.critics[kind](x.to(self.compute_dtype), x.new_zeros(len(x), self.config.critic_widths[-1]))
         return logits
 
-    def _translate(self, y: Tensor, given: Given, seeds: Seeds) -> Tensor:
+    def _translate(self, y: Tensor, given: Given, seeds: Seeds, glance: Tensor | None = None) -> Tensor:
         target = self._wanted(given, seeds)
         made = torch.empty_like(y)
         for k in target.unique().tolist():

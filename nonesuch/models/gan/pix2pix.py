@@ -13,6 +13,9 @@ model is the regression that such models are measured against (preset "regressio
 
 Where the picture is smaller than what is made of it, this is super-resolution: all work is on the small grid (`_translation.py`).
 
+Convolutions know a neighbourhood. Where the answer hangs on the whole picture (how dark is it, how flat), `glance` features of
+all of it change c and send y through curves before anything else is done (`_translation.Glance`); tiles of a picture share them.
+
 What is honest to say of z: pix2pix is nearly deterministic. The pixel loss pays for ignoring noise, and only the critic pays for
 using it, so samples of one y differ in fine detail and not in kind. A model of P(x | y) with all its width is a diffusion model.
 
@@ -42,7 +45,7 @@ from nonesuch.core.seeds import Seeds
 from nonesuch.core.translator import Translator
 from nonesuch.models.gan._adversarial import held, pairing_loss, squared_gradient
 from nonesuch.models.gan._networks import Shape
-from nonesuch.models.gan._translation import PatchCritic, Plan, Translation, matching, picture_column
+from nonesuch.models.gan._translation import Glance, PatchCritic, Plan, Translation, matching, picture_column
 from nonesuch.nn.bicubic import enlarge
 from nonesuch.nn.embed import GivenEmbedding
 
@@ -55,6 +58,7 @@ class Config:
 
     widths, blocks: channels and residual blocks of the generator on the given picture's grid and on coarser ones, each half
     of the one before; tail: channels after enlarging; noise: channels of noise (0: the generator is deterministic).
+    glance: features of the whole picture that every part of it is told (0: none).
     critic_widths, critic_blocks: the same of the critic, from the made picture's grid on.
     pixel, adversarial, features: weights of the generator's terms (Eq. 1).
     gamma: weight of the critic's penalties; penalty_every: rounds between them; critic_lr: relative to the generator's.
@@ -64,6 +68,7 @@ class Config:
     blocks: tuple[int, ...] = (8,)
     tail: int = 24
     noise: int = 4
+    glance: int = 0
     critic_widths: tuple[int, ...] = (32, 64, 128)
     critic_blocks: tuple[int, ...] = (0, 1, 1)
     pixel: float = 1.0
@@ -107,11 +112,13 @@ class Pix2Pix(Model, Translator):
             raise ValueError("the weights pixel, adversarial and features must not be negative, nor the first two both 0.")
         self.bounded = spec.kind == "ordinal" or spec.value_range is not None
         dims = len(spec.size)
+        beside = config.noise + (given.channels if config.glance else 0)
         plan = Plan(
-            dims, given.channels, spec.channels, self.ratio, tuple(config.widths), tuple(config.blocks), config.tail, config.noise
+            dims, given.channels, spec.channels, self.ratio, tuple(config.widths), tuple(config.blocks), config.tail, beside
         )
         self.reach, self.multiple, self.deterministic = plan.reach, plan.multiple, config.noise == 0
         self.generator, self.generator_embed = Translation(plan), GivenEmbedding(others, config.widths[0])
+        self.looks = Glance(dims, given.channels, config.glance, config.widths[0]) if config.glance else None
         self.plays = config.adversarial + config.features > 0
         if self.plays:
             shape = Shape(spec.size, tuple(config.critic_widths), tuple(config.critic_blocks), 1.0, 8, 3)
@@ -121,7 +128,8 @@ class Pix2Pix(Model, Translator):
     # -- the game --------------------------------------------------------------------------------------------------------------
 
     def objectives(self) -> list[Objective]:
-        generator = [*self.generator.parameters(), *self.generator_embed.parameters()]
+        looks = self.looks.parameters() if self.looks else ()
+        generator = [*self.generator.parameters(), *self.generator_embed.parameters(), *looks]
         players = [Objective("generator", generator, self._generator_terms)]
         if self.plays:
             critic, lr = [*self.critic.parameters(), *self.critic_embed.parameters()], self.config.critic_lr
@@ -174,12 +182,17 @@ class Pix2Pix(Model, Translator):
         """The given pictures (B, C', *size); a hidden one is grey."""
         return torch.nan_to_num(given.columns[self.column].float())
 
-    def generate(self, y: Tensor, given: Given, seeds: Seeds, name: str = "noise") -> Tensor:
+    def generate(
+        self, y: Tensor, given: Given, seeds: Seeds, name: str = "noise", glance: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         """G(y, z, given): (B, C, *ratio size) float32 of y (B, C', *size), not clipped; z is the draw `name`; differentiable."""
         channels = self.config.noise
-        noise = seeds.normal(name, channels, *y.shape[2:], device=y.device) if channels else None
+        beside = [seeds.normal(name, channels, *y.shape[2:], device=y.device)] if channels else []
         c = self.generator_embed(given, len(y), y.device)
-        x: Tensor = self.generator(y, noise, c, self.compute_dtype)
+        if self.looks:
+            looked = self.looks.look(y, self.compute_dtype) if glance is None else glance
+            beside, (c, y) = [y, *beside], self.looks(y, looked, c)
+        x: Tensor = self.generator(y, torch.cat(beside, 1) if beside else None, c, self.compute_dtype)
         return x
 
     def criticise(self, x: Tensor, given: Given) -> tuple[Tensor, list[Tensor]]:
@@ -189,8 +202,11 @@ class Pix2Pix(Model, Translator):
         found: tuple[Tensor, list[Tensor]] = self.critic(torch.cat([x, y], 1).to(self.compute_dtype), c)
         return found
 
-    def _translate(self, y: Tensor, given: Given, seeds: Seeds) -> Tensor:
-        x = self.generate(y, given, seeds)
+    def _glance(self, y: Tensor) -> Tensor | None:
+        return self.looks.look(y, self.compute_dtype) if self.looks else None
+
+    def _translate(self, y: Tensor, given: Given, seeds: Seeds, glance: Tensor | None = None) -> Tensor:
+        x = self.generate(y, given, seeds, glance=glance)
         return x.clamp(-1, 1) if self.bounded else x
 
     def _sample_steps(self, given: Given, seeds: Seeds, size: tuple[int, ...], **options: Any) -> Iterator[Step]:

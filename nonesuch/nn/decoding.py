@@ -5,9 +5,9 @@
 A new position meets every weight once, so for a few pictures a step costs what it costs to read the weights, and the keys and
 values so far. Therefore weights are cast once, and laid out once for the processor's product; the modulation is that of the
 condition, the same at every position; keys and values are kept in the dtype of the computation. In float32 the arithmetic is that
-of the blocks themselves, but for the order of sums. In bf16 a layer's output is rounded after its activation or the residual's sum instead of
-before, and attention's weights are rounded to bf16 before they meet the values. Where there is enough to do, compiled code takes
-over (positions.py), which rounds less.
+of the blocks themselves, but for the order of sums. In bf16 a layer's output is rounded after its activation or the residual's
+sum instead of before, and attention's weights are rounded to bf16 before they meet the values. Where there is enough to do,
+compiled code takes over (positions.py), which rounds less.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from colorize import opened as cifar10
 from superres import SPEC, crop, opened, patches, photos, tell, unseen
 
 import nonesuch as ns
@@ -62,7 +63,7 @@ def spoil(x: Tensor, way: str, strength: float, seeds: Seeds) -> Tensor:
 
 def enlarged(path: Path, n: int) -> Tensor:
     """n training pictures of CIFAR-10 as patches, uint8 (n, 3, 96, 96)."""
-    small = ns.data.open(path).train[:n].x
+    small = cifar10(path).train[:n].x
     return SPEC.to_levels(enlarge(small, ENLARGED).clamp(-1, 1)).to(torch.uint8)
 
 

@@ -62,7 +62,7 @@ def test_the_generators_terms_are_the_papers():
 
 
 def test_the_critics_terms_are_least_squares_with_penalties():
-    built, given = model(replace(TINY, penalty_every=2, gamma=0.6)), batch([0, 1, 1])
+    built, given = model(replace(TINY, penalty_every=2, gamma=0.6, last_gamma=0.15)), batch([0, 1, 1])
     loss = built._critic_terms(given).loss
     score = slope = 0.0
     for k in range(2):
@@ -75,6 +75,7 @@ def test_the_critics_terms_are_least_squares_with_penalties():
     assert float(loss["critic"].detach()) == pytest.approx(score, rel=1e-4)
     assert float(loss["penalty"].detach()) == pytest.approx(2 * 0.6 / 2 * slope, rel=1e-3)
     assert "penalty" not in built._critic_terms(batch([0, 1, 1], images=3)).loss
+    assert [built._gamma(batch([0, 1], images=i)) for i in (0, 100, 200, 300)] == pytest.approx([0.6, 0.3, 0.15, 0.15])
 
 
 def test_players_step_apart():
@@ -108,6 +109,8 @@ def test_what_it_cannot_be_built_on_is_refused():
     ]:
         with pytest.raises(ValueError, match=said):
             CycleGAN(TINY, SPEC, schema)
+    with pytest.raises(ValueError, match="cannot do without"):
+        model(replace(TINY, last_gamma=0.0))
     built = model()
     with pytest.raises(ValueError, match="no picture of 'b' to learn from"):
         built.prepare(batch([0, 0]).x, Given(2, {"kind": torch.tensor([0, 0])}))

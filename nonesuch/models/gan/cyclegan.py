@@ -55,9 +55,10 @@ class Config:
 
     widths, blocks: channels and residual blocks of each generator from the picture's grid to coarser ones; critic_widths,
     critic_blocks: the same of each critic. adversarial, cycle, identity: weights of the generators' terms (Eq. 1).
-    gamma: weight of the critics' penalties, which must be felt between two heaps as far apart as these (at 0.1 critics are steep
-    and soon sure, and generators stay what they are at first, the identity); penalty_every: rounds between them; critic_lr:
-    relative to the generators'.
+    gamma, last_gamma: weight of the critics' penalties at the beginning and, by a constant factor an image, at the end. Slopes
+    have to reach from heap to heap: at first these are far apart (at 0.1 critics are steep and soon sure, and generators stay
+    what they are at first, the identity), and at last near, and what still tells them apart is fine.
+    penalty_every: rounds between penalties; critic_lr: relative to the generators'.
     """
 
     widths: tuple[int, ...] = (32, 64, 96)
@@ -68,6 +69,7 @@ class Config:
     cycle: float = 1.0
     identity: float = 0.2
     gamma: float = 10.0
+    last_gamma: float = 0.3
     penalty_every: int = 4
     critic_lr: float = 1.0
 
@@ -76,7 +78,7 @@ _RECIPE = {"batch": 8, "lr": 5e-4, "betas": (0.5, 0.99), "clip": 0.0, "hide": 0.
 
 PRESETS = {
     "tiny":  Preset({"widths": (8, 8), "blocks": (1, 1), "critic_widths": (8, 16), "critic_blocks": (1, 1),
-                     "gamma": 1.0}, _RECIPE),
+                     "gamma": 1.0, "last_gamma": 1.0}, _RECIPE),
     "32px":  Preset({}, _RECIPE, up_to_px=32),
     "photo": Preset({"widths": (32, 64, 128, 128), "blocks": (1, 1, 2, 2), "critic_widths": (32, 64, 96, 128),
                      "critic_blocks": (0, 0, 1, 1)}, _RECIPE, up_to_px=256),
@@ -111,6 +113,10 @@ class CycleGAN(Model, Translator):
             raise ValueError(
                 "CycleGAN learns from one column of two or more categories, the kinds of pictures to be turned into each other "
                 "(a folder a kind: fit(given='label')), and has no use for other columns."
+            )
+        if min(config.gamma, config.last_gamma) <= 0:
+            raise ValueError(
+                "gamma and last_gamma are the weights of penalties that CycleGAN cannot do without; give them above 0."
             )
         if given.channels != spec.channels or ratio != 1:
             raise ValueError("CycleGAN's pictures are of one kind and size on both sides; for others fit pix2pix on pairs.")
@@ -164,8 +170,12 @@ class CycleGAN(Model, Translator):
                     slope = slope + squared_gradient(logits.sum(1) / math.sqrt(logits.shape[1]), seen).sum()
         loss = {"critic": score / len(batch.x)}
         if penalised:
-            loss["penalty"] = self.config.penalty_every * self.config.gamma / 2 * slope / len(batch.x)
+            loss["penalty"] = self.config.penalty_every * self._gamma(batch) / 2 * slope / len(batch.x)
         return Terms(loss)
+
+    def _gamma(self, batch: Batch) -> float:
+        first, last = self.config.gamma, self.config.last_gamma
+        return first * (last / first) ** batch.progress
 
     def _generator_terms(self, batch: Batch) -> Terms:
         """Each generator translates every picture, those of its own kind to leave them alone, and back those of its kind."""

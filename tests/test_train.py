@@ -238,6 +238,25 @@ def test_a_batch_is_a_function_of_the_clock():
     assert not torch.equal(started(seed=1).batch().x, started(seed=0).batch().x)
 
 
+def test_very_many_pictures_are_prepared_from_by_a_part_of_them_with_every_class(monkeypatch: pytest.MonkeyPatch):
+    data, seen = pictures(40), []
+    labels = torch.zeros(40, dtype=torch.int64)
+    labels[37] = 1
+    train = dataclasses.replace(data.train[:40], given=Given(40, {"label": labels}))
+
+    class Noting(Sound):
+        def prepare(self, data: Tensor, given: Given) -> None:
+            seen.append((data, given.columns["label"]))
+
+    for most in (8, 1000):
+        monkeypatch.setattr(plan, "_PREPARED", most * SPEC.numel)
+        plan.plan(Noting(Config(), SPEC, SCHEMA), dataclasses.replace(data, train=train), Recipe(), Budget(images=64), "64")
+    (part, classes), (whole, _) = seen
+    assert part.equal(train.x[[0, 5, 10, 15, 20, 25, 30, 35, 37]])
+    assert classes.tolist() == [0] * 8 + [1]
+    assert whole.equal(train.x)
+
+
 @pytest.mark.parametrize("hide", [0.0, 0.1, 0.5])
 def test_rows_are_hidden_at_the_recipes_rate(hide: float):
     run = started(hide=hide, batch=1000, images=10**6)

@@ -89,7 +89,10 @@ class Model(nn.Module, ABC, metaclass=_Construction):
         """Draw len(seeds) images of `size`, all randomness from seeds; the last step's x is on [-1, 1] and the levels' grid."""
 
     def prepare(self, data: Tensor, given: Given) -> None:
-        """Once before training, data-dependent statistics from images x (N, C, *size); nothing by default."""
+        """Once before training, data-dependent statistics from images x (N, C, *size); nothing by default.
+
+        They are all training images, or as many of them, from all over, as a gigabyte holds.
+        """
         return
 
     # -- what a caller uses

@@ -8,19 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from nonesuch import catalog
 from nonesuch.core import artifact
 from nonesuch.core.card import choose_preset
 from nonesuch.core.given import Category, did_you_mean
 from nonesuch.core.model import AnySize, Model
 from nonesuch.core.seeds import initialise
-from nonesuch.data.dataset import Data
+from nonesuch.data.dataset import Data, Images
 from nonesuch.train import checkpoint, private
 from nonesuch.train.guard import set_rate
 from nonesuch.train.identity import DATA
 from nonesuch.train.private import PrivateRun
 from nonesuch.train.recipe import Budget, Recipe
 from nonesuch.train.run import Run, images_for
+
+_PREPARED = 1 << 28  # values of the pictures that a model sees before it is trained: a gigabyte
 
 
 def choose_model(
@@ -62,6 +67,16 @@ def coded_as_recorded(data: Data, folder: Path | None, allowed: Sequence[str]) -
     return data.recoded(artifact.read_schema(saved.record.identity["model"]["schema"])) if saved else data
 
 
+def _some(images: Images, values: int) -> Images:
+    """All pictures, or of more than so many values as many as have them, evenly spread, and the first of each class."""
+    most = max(1, values // images.spec.numel)
+    if len(images) <= most:
+        return images
+    classes = [name for name, column in images.schema.columns.items() if isinstance(column, Category)]
+    first = [torch.from_numpy(np.unique(images.labels(name).cpu().numpy(), return_index=True)[1]) for name in classes]
+    return images[torch.cat([torch.arange(most) * len(images) // most, *first]).unique()]
+
+
 def plan(
     model: Model,
     data: Data,
@@ -81,9 +96,11 @@ def plan(
                 raise ValueError(f"{type(model).__name__} takes images of one size; open them with fit 'crop'.")
             for size in data.spec.sizes:
                 model.require_size(size)
-            model.prepare_sizes([part.x.to(model.device) for part in data.train.by_size()])
+            parts = data.train.by_size()
+            model.prepare_sizes([_some(part, _PREPARED // len(parts)).x.to(model.device) for part in parts])
         else:
-            model.prepare(data.train.x.to(model.device), data.train.given.to(model.device))
+            some = _some(data.train, _PREPARED)
+            model.prepare(some.x.to(model.device), some.given.to(model.device))
     kind, measured = (PrivateRun, private.images_for) if recipe.private else (Run, images_for)
     run = kind(model, data.train, recipe, data.fingerprint, text, data.name, shard=shard, workers=workers)
     if saved and saved.record.budget == text and "images" in saved.record.identity["recipe"]:

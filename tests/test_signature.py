@@ -11,8 +11,14 @@ import pytest
 
 from nonesuch import cli
 from nonesuch.applications import _signature
+from nonesuch.applications.dataset import sign
 from nonesuch.applications.provenance import Origin, read_origin, signature, signed, stamped
+from nonesuch.core import artifact
+from nonesuch.core.given import Schema
+from nonesuch.core.image import ImageSpec
+from nonesuch.core.seeds import initialise
 from nonesuch.data.formats import Picture, encode, read
+from nonesuch.models.autoregressive.image_transformer import ImageTransformer
 
 ORIGIN = Origin("sample", "diffusion/edm", "ab" * 32, 7, 41, {"label": "3"}, date="2026-11-28")
 
@@ -90,6 +96,39 @@ def test_whence_tells_the_signature(keys: tuple[bytes, bytes], tmp_path: Path, c
     assert "; signature valid, of signer Test; no mark looked for" in capsys.readouterr().out
     assert cli.main(["whence", str(tmp_path / "x.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["signature"] == {"state": "valid", "signer": "signer Test"}
+
+
+def test_the_manifest_of_a_data_set_is_signed_beside_it(
+    keys: tuple[bytes, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = ImageTransformer.Config(**ImageTransformer.presets["tiny"].config)
+    model = ImageTransformer(config, ImageSpec(1, (4, 4), levels=3), Schema())
+    initialise(model, 0)
+    model.images_seen.fill_(1)
+    artifact.save(model, tmp_path / "model")
+    for name, data in zip(("certificates.pem", "key.pem"), keys, strict=True):
+        (tmp_path / name).write_bytes(data)
+    files = [str(tmp_path / "certificates.pem"), str(tmp_path / "key.pem")]
+    command = ["synthesize", str(tmp_path / "model"), "-n", "8", "--per-shard", "4", "--out", str(tmp_path / "set"), "--sign"]
+    for broken, said in (([files[0], "gone"], "there is no file gone"), (files[::-1], "it cannot be signed")):
+        assert cli.main([*command, *broken]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "set").exists(), "found out before anything is made"
+    assert cli.main([*command, *files]) == 0
+    manifest = tmp_path / "set" / "manifest.json"
+    assert manifest.with_name("manifest.json.c2pa").is_file()
+    capsys.readouterr()
+    assert cli.main(["whence", str(manifest)]) == 0
+    said = capsys.readouterr().out
+    assert "synthesize by autoregressive" in said
+    assert "signature valid, of signer Test" in said
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    assert cli.main(["whence", str(manifest), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["signature"]["state"] == "invalid"
+    manifest.with_name("manifest.json.c2pa").write_bytes(b"no store")
+    assert signature(manifest.read_bytes(), ".json", b"no store") == _signature.Signature("invalid", "")
+    with pytest.raises(ValueError, match="no finished data set to sign"):
+        sign(tmp_path / "model", *keys)
 
 
 def test_what_cannot_be_signed_is_one_sentence(keys: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch):

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ from nonesuch.data.pictures import stored
 from nonesuch.nn import native
 from nonesuch.nn.fused import Fusible
 from nonesuch.train.device import load
+
+if TYPE_CHECKING:
+    from nonesuch.applications.provenance import Origin
 
 Block = Callable[[Tensor, Given], Tensor]  # images (n, C, *size) and their conditions -> bool (n,): these must not be released
 AGAIN = 1 << 40  # the distance between the keys of a picture's draws
@@ -141,20 +144,26 @@ def _drawn(job: Job, model: Model, which: range, given: Given, block: Block | No
 Write = Callable[[Tensor, Given, int, int], bytes]
 
 
+def origin_of(asked: Mapping[str, Any], fixed: Mapping[str, Any]) -> Origin:
+    """What made a set, by what its manifest says was asked and fixed."""
+    from nonesuch.applications.provenance import Origin, plain
+
+    options = {"guidance": asked["guidance"]} if asked["guidance"] is not None else {}
+    return Origin(
+        asked["job"], asked["model"], asked["weights"], asked["seed"], options=plain({**options, **_scalars(asked["sampling"])}),
+        date=fixed["date"],
+    )  # fmt: skip
+
+
 def _writer(job: Job, model: Model) -> Write:
     """How one image (C, *size) becomes a file's bytes, with what made it unless that was refused."""
     spec = model.spec.of_size(model.spec.size)
     suffix = job.fixed["suffix"]
     if not job.asked["provenance"]:
         return lambda x, given, row, index: formats.encode(stored(x, spec), suffix)[0]
-    from nonesuch.applications.provenance import Origin, plain, stamping, told
+    from nonesuch.applications.provenance import stamping, told
 
-    asked = job.asked
-    options = {"guidance": asked["guidance"]} if asked["guidance"] is not None else {}
-    origin = Origin(
-        asked["job"], asked["model"], asked["weights"], asked["seed"], options=plain({**options, **_scalars(asked["sampling"])}),
-        date=job.fixed["date"],
-    )  # fmt: skip
+    origin = origin_of(job.asked, job.fixed)
 
     def write(x: Tensor, given: Given, row: int, index: int) -> bytes:
         made = replace(origin, index=index, given=told(model.schema, given, row))

@@ -20,8 +20,8 @@ from nonesuch.applications import Event, _dataset_ray, finish
 from nonesuch.applications._dataset_card import card
 from nonesuch.applications._dataset_conditions import conditions, digest, jsonable, plain, read_rows, table_bytes
 from nonesuch.applications._dataset_files import METADATA, Layout, table
-from nonesuch.applications._dataset_job import Block, Job, Shard, begun, making, model_said, pictures_per_shard
-from nonesuch.applications._dataset_ledger import CARD, TABLE, Ledger, told
+from nonesuch.applications._dataset_job import Block, Job, Shard, begun, making, model_said, origin_of, pictures_per_shard
+from nonesuch.applications._dataset_ledger import CARD, MANIFEST, TABLE, Ledger, told
 from nonesuch.core.artifact import write_atomic
 from nonesuch.core.given import did_you_mean
 from nonesuch.core.model import Model
@@ -88,6 +88,22 @@ def verify(model: Model, out: Path | str, shards: int = 5, block: Block | None =
 
     found: Verdict = finish(_dataset_verify.run(model, out, shards, block))
     return found
+
+
+def sign(out: Path | str, certificates: bytes, key: bytes) -> Path:
+    """Sign a finished set's manifest by C2PA, and by it every shard, whose sha256 it tells; the file beside it that says so.
+
+    certificates, key: see `provenance.signed`. Raises ValueError for a folder without a finished set, and as that does.
+    """
+    from nonesuch.applications.provenance import SEAL, sealed
+
+    out = Path(out)
+    ledger = Ledger.read(out)
+    if ledger is None or not ledger.complete:
+        raise ValueError(f"{out} holds no finished data set to sign; make it first.")
+    seal = out / (MANIFEST + SEAL)
+    write_atomic(seal, sealed((out / MANIFEST).read_bytes(), origin_of(ledger.asked, ledger.fixed), certificates, key))
+    return seal
 
 
 def run(

@@ -33,6 +33,8 @@ from typing import Any
 import torch
 
 from nonesuch.applications import _mark
+from nonesuch.applications._signature import SEAL as SEAL
+from nonesuch.applications._signature import sealed as sealed
 from nonesuch.applications._signature import signature as signature
 from nonesuch.applications._signature import signed as signed
 from nonesuch.applications._stamps import MAX_BYTES, find, put

@@ -34,6 +34,7 @@ Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder; 
                               "nonesuch synthesize runs/digits --n 5000 --given label=0,1,2 --as webdataset --out some/",
                               "nonesuch synthesize runs/scans --table conditions.csv --as nifti --out scans/",
                               "nonesuch synthesize runs/digits --n 100000 --engine ray --out more/   # on $RAY_ADDRESS",
+                              "nonesuch synthesize runs/digits --n 5000 --out more/ --sign certificates.pem key.pem",
                               "nonesuch synthesize runs/digits --out more/ --verify 5"))  # fmt: skip
 def synthesize(
     checkpoint: Checkpoint, out: Folder,
@@ -50,6 +51,8 @@ def synthesize(
     provenance: Provenance = True,
     date: Annotated[str | None, typer.Option(help="The date written into files, such as 2026-11-28; today in UTC.")] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    sign: Annotated[tuple[Path, Path] | None, typer.Option(
+        metavar="CERTIFICATES KEY", help="Sign the manifest by C2PA, with these PEM files.")] = None,
     verify: Annotated[int | None, typer.Option(help="Make so many of DIR's shards again and compare; 1 if they differ.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -59,6 +62,7 @@ def synthesize(
 
     if n is not None and n < 1:
         raise ValueError(f"--n must be at least 1, not {n}.")
+    keys = _keys(sign)
     model = load(checkpoint)
     refuses, words = _blocking(model, block, out)
     if verify is not None:
@@ -67,11 +71,12 @@ def synthesize(
         n, layout, seed, per_shard, spoken(given), tuple(balance or ()), table, guidance,
         {k.removeprefix("options."): v for k, v in pairs(changes)}, provenance, date, words, engine,
     )  # fmt: skip
-    from nonesuch.applications import bar, finish
-    from nonesuch.applications.dataset import run
+    from nonesuch.applications import bar, dataset, finish
 
     with bar("pictures") as draw, redirect_stdout(sys.stderr):  # Ray tells of lost machines on standard output
-        made = finish(run(model, out, options, refuses, trained(checkpoint)), draw)
+        made = finish(dataset.run(model, out, options, refuses, trained(checkpoint)), draw)
+    if keys:
+        dataset.sign(out, *keys)
     for remark in made.remarks:
         print(remark, file=sys.stderr)
     about = {"out": str(out), "images": made.n, "shards": made.shards, "made_now": made.now, "blocked": made.blocked}
@@ -104,6 +109,20 @@ def trained(checkpoint: Path) -> dict[str, Any]:
     file = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
     about = load_tensors(file)[1].get("about")
     return about if isinstance(about, dict) else {}
+
+
+def _keys(files: tuple[Path, Path] | None) -> tuple[bytes, bytes] | None:
+    """The certificates and the key, once they have signed something: better now than when all is made."""
+    if files is None:
+        return None
+    from nonesuch.applications.provenance import Origin, sealed
+
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"there is no file {file}; --sign takes the certificates and the private key, both PEM.")
+    certificates, key = (file.read_bytes() for file in files)
+    sealed(b"{}", Origin("synthesize"), certificates, key)
+    return certificates, key
 
 
 def _blocking(model: Model, source: str | None, out: Path) -> tuple[Any, str | None]:

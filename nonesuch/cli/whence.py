@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nonesuch.cli._words import FAILED, Json, app, examples, print_json
+
+if TYPE_CHECKING:
+    from nonesuch.applications.provenance import Origin
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pictures: PNG, JPEG, TIFF, WebP, MP4, NIfTI, .npz.")]
 
 _MOST_BYTES = 1 << 28  # of a file whose signature is checked, which reads all of it
 
 
-@app.command(epilog=examples("nonesuch whence samples.png", "nonesuch whence out/*/*.png --json"))
+@app.command(epilog=examples("nonesuch whence samples.png", "nonesuch whence out/*/*.png --json",
+                              "nonesuch whence more/manifest.json   # of a data set"))  # fmt: skip
 def whence(files: Files, as_json: Json = False) -> None:
     """Say what made each file: the metadata this library wrote, and its invisible mark. Exit code 1 if some say nothing."""
     for file in files:
@@ -36,10 +40,10 @@ def whence(files: Files, as_json: Json = False) -> None:
 def _asked(path: Path) -> dict[str, Any]:
     """One file's origin, and the test for the mark; the reason where it cannot be tested."""
     from nonesuch.applications._mark import SIDE, detect
-    from nonesuch.applications.provenance import read_origin, signature
+    from nonesuch.applications.provenance import SEAL, signature
     from nonesuch.data.formats import head, printable, read
 
-    origin, name = read_origin(path), printable(path)
+    origin, name = _origin(path), printable(path)
     mark: dict[str, Any] | None = None
     note = ""
     try:
@@ -51,9 +55,23 @@ def _asked(path: Path) -> dict[str, Any]:
             mark = {"found": tested.found, "p": float(f"{tested.p:.3g}"), "z": round(tested.z, 2)}
     except ValueError as error:
         note = str(error).removeprefix(f"{name} ").rstrip(".")
-    seal = signature(path.read_bytes(), path.suffix) if path.stat().st_size < _MOST_BYTES else None
+    beside = path.with_name(path.name + SEAL)
+    small = path.stat().st_size < _MOST_BYTES
+    seal = signature(path.read_bytes(), path.suffix, beside.read_bytes() if beside.is_file() else None) if small else None
     said = {"file": name, "origin": None if origin is None else origin.to_json(), "mark": mark, "note": note}
     return said if seal is None else {**said, "signature": asdict(seal)}
+
+
+def _origin(path: Path) -> Origin | None:
+    """What a file says made it, or what the manifest of a data set says made that."""
+    from nonesuch.applications._dataset_job import origin_of
+    from nonesuch.applications._dataset_ledger import MANIFEST, Ledger
+    from nonesuch.applications.provenance import read_origin
+
+    if path.name != MANIFEST:
+        return read_origin(path)
+    ledger = Ledger.read(path.parent)
+    return None if ledger is None or not ledger.asked["provenance"] else origin_of(ledger.asked, ledger.fixed)
 
 
 def _sentence(one: dict[str, Any]) -> str:

@@ -17,6 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from nonesuch.train import memory
+from nonesuch.train.device import has_bf16
+
+FAST = torch.bfloat16 if has_bf16(torch.device("cpu")) else torch.float32  # what products are quickest in: limits, tuned peers
 
 
 def arguments(
@@ -112,7 +115,7 @@ def by_turns(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[
 
 
 def convolutions(
-    model: torch.nn.Module, call: Callable[[], object], dtype: torch.dtype = torch.bfloat16,
+    model: torch.nn.Module, call: Callable[[], object], dtype: torch.dtype = FAST,
     only: Callable[[torch.nn.Module], bool] = lambda module: True,
 ) -> Callable[[], None]:  # fmt: skip
     """The convolutions and linear maps, or `only` some, that `call` runs in `model`, in `dtype` channels last, and no more."""

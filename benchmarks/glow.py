@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks._turns import arguments, race
+from benchmarks._turns import FAST, arguments, race
 from nonesuch import catalog
 from nonesuch.core.given import Given, Schema
 from nonesuch.core.image import ImageSpec
@@ -82,7 +82,7 @@ class InHalf(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=FAST == torch.bfloat16):
             out: Tensor = self.net(x.contiguous(memory_format=torch.channels_last))
         return out.float()
 
@@ -124,7 +124,7 @@ def sample_of(model: nn.Module, n: int) -> Call:
 
 def alone(batch: int, backward: bool) -> Call:
     """The couplings' convolutions of a batch, each as one call of the library."""
-    form = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
+    form = {"dtype": FAST, "memory_format": torch.channels_last}
     work = []
     for i in range(SCALES):
         half, side = 6 << i, 16 >> i

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks._turns import arguments, race, replayed
+from benchmarks._turns import FAST, arguments, race, replayed
 from nonesuch import catalog
 from nonesuch.core.given import Given, Schema
 from nonesuch.core.image import ImageSpec
@@ -109,7 +109,7 @@ class Plain:
         self.optimizers = [torch.optim.Adam(net.parameters(), LR, BETAS, fused=tuned or None) for net in (self.d, self.g)]
 
     def _run(self, net: nn.Module, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.tuned):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.tuned and FAST == torch.bfloat16):
             return net(x.contiguous(memory_format=torch.channels_last) if self.tuned and x.dim() == 4 else x)
 
     def _fake(self) -> Tensor:

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 import nonesuch as ns
 from benchmarks._folded import seen, train, unfold
-from benchmarks._turns import arguments, convolutions, race
+from benchmarks._turns import FAST, arguments, convolutions, race
 from nonesuch.core.model import Model
 from nonesuch.core.seeds import Seeds
 from nonesuch.evaluate import frechet_distance
@@ -173,7 +173,7 @@ def of_diffusers(folder: Path, batch: int, compile_it: bool) -> dict[str, tuple[
     from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel, UniPCMultistepScheduler
 
     network = UNet2DModel.from_pretrained(folder / "unet").eval()
-    fast = UNet2DModel.from_pretrained(folder / "unet").eval().to(torch.bfloat16).to(memory_format=torch.channels_last)
+    fast = UNet2DModel.from_pretrained(folder / "unet").eval().to(FAST).to(memory_format=torch.channels_last)
     called = torch.compile(fast) if compile_it else fast
     kinds = schedulers(folder)
     ddim, ddpm = DDIMPipeline(network, kinds["DDIM"]), DDPMPipeline(network, kinds["DDPM"])
@@ -183,14 +183,14 @@ def of_diffusers(folder: Path, batch: int, compile_it: bool) -> dict[str, tuple[
     unipc = UniPCMultistepScheduler.from_config(kinds["DDIM"].config)
 
     def evaluate(x: Tensor, t: int) -> Tensor:
-        x = x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        x = x.to(FAST).contiguous(memory_format=torch.channels_last)
         return called(x, t).sample.float()
 
     @torch.no_grad()
     def tuned(scheduler: Any, steps: int) -> Tensor:
         return with_scheduler(scheduler, steps, torch.randn(batch, channels, *side), evaluate)
 
-    how = "bf16 channels-last" + (" compiled" if compile_it else "")
+    how = ("bf16" if FAST == torch.bfloat16 else "float32") + " channels-last" + (" compiled" if compile_it else "")
     return {
         "diffusers DDIM-50, default": (batch, lambda: ddim(batch, num_inference_steps=50, output_type="np")),
         "diffusers DDPM-1000, default": (

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks._turns import arguments, race
+from benchmarks._turns import FAST, arguments, race
 from benchmarks.unet import PUBLISHED, pair, within
 from nonesuch.core.seeds import Seeds
 from nonesuch.data.open import open as open_data
@@ -65,7 +65,7 @@ def diffusers_loop(theirs: nn.Module, x: Tensor, network: Callable[..., object],
         noisy = schedule.add_noise(clean, noise, k)
         if tuned:
             noisy = noisy.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
+        with torch.autocast("cpu", torch.bfloat16, enabled=tuned and FAST == torch.bfloat16):
             found = network(noisy, k).sample  # type: ignore[attr-defined]
         loss = F.mse_loss(found.float(), noise)
         loss.backward()
@@ -111,7 +111,7 @@ def convolutions(model: DDPM) -> Callable[[], None]:
         model.noise_of(torch.zeros(BATCH, 3, 32, 32), torch.ones(BATCH), model.schema.missing(BATCH))
     for hook in hooks:
         hook.remove()
-    form = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
+    form = {"dtype": FAST, "memory_format": torch.channels_last}
     work = []
     for shape, m in met:
         x, weight = torch.randn(shape).to(**form), m.weight.detach().to(**form)  # type: ignore[call-overload]

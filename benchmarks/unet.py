@@ -26,7 +26,7 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
-from benchmarks._turns import arguments, convolutions, race
+from benchmarks._turns import FAST, arguments, convolutions, race
 from nonesuch.catalog import from_diffusers
 from nonesuch.models.diffusion.ddpm import DDPM
 from nonesuch.nn import native
@@ -53,10 +53,10 @@ def pair(config: dict[str, object] = PUBLISHED) -> tuple[nn.Module, DDPM]:
 
 
 def tuned(theirs: nn.Module) -> nn.Module:
-    """A copy in bf16 and channels-last."""
+    """A copy in what is quickest and channels-last."""
     copy = type(theirs)(**theirs.config).eval()  # type: ignore[operator,arg-type]
     copy.load_state_dict(theirs.state_dict())
-    return copy.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    return copy.to(FAST).to(memory_format=torch.channels_last)
 
 
 def called(module: Callable[..., object], x: Tensor, timestep: Tensor, dtype: torch.dtype) -> Call:
@@ -108,10 +108,10 @@ def measure(models: tuple[nn.Module, DDPM], batch: int, asked: argparse.Namespac
     contestants: dict[str, Call] = {
         "ours": evaluate,
         "diffusers, default": called(theirs, x, timestep, torch.float32),
-        "diffusers, tuned": called(fast, x, timestep, torch.bfloat16),
+        "diffusers, tuned": called(fast, x, timestep, FAST),
     }
     if asked.compile_within:
-        compiled = called(torch.compile(fast), x, timestep, torch.bfloat16)
+        compiled = called(torch.compile(fast), x, timestep, FAST)
         took = within(compiled, asked.compile_within)
         if took is not None:
             contestants["diffusers, tuned, compiled"] = compiled

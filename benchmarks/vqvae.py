@@ -12,9 +12,9 @@ learned by descent; two residual blocks; transposed convolutions 128-128-64-1. 0
                encoder and decoder compiled, where there is a compiler
 
 Before the race the peer's weights are put into ours (`from_pythae`) and both reconstruct the same pictures from the same codes:
-the relative L2 of the difference, and the share of equal codes stand in the note. Limits, in the same
-rounds: "limit" is what the convolutions of the network alone allow, forward and backward in bf16 and channels-last by torch's
-kernels, nothing between them, no optimizer; "as products" is the same arithmetic as plain bf16 matrix products.
+the relative L2 of the difference, and the share of equal codes stand in the note. Limits, in the same rounds: "limit" is what the
+convolutions of the network alone allow, forward and backward in what is quickest and channels-last by torch's kernels, nothing
+between them, no optimizer; "as products" is the same arithmetic as plain matrix products.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks._turns import Line, arguments, race
+from benchmarks._turns import FAST, Line, arguments, race
 from nonesuch import catalog
 from nonesuch.core.given import Given, Schema
 from nonesuch.core.image import ImageSpec
@@ -200,12 +200,12 @@ def parity(levels: Tensor) -> str:
 
 
 def convolutions(batch: int) -> Callable[[], object]:
-    """Every convolution of the network once, forward and backward, in bf16 and channels-last by torch's kernels."""
+    """Every convolution of the network once, forward and backward, in what is quickest and channels-last by torch's kernels."""
     work = []
     for transposed, a, b, k, s, p, o, side in LAYERS:
         layer: nn.Module = nn.ConvTranspose2d(a, b, k, s, p, o) if transposed else nn.Conv2d(a, b, k, s, p)
-        layer = layer.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
-        x = torch.randn(batch, a, side, side).to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+        layer = layer.to(dtype=FAST, memory_format=torch.channels_last)
+        x = torch.randn(batch, a, side, side).to(dtype=FAST, memory_format=torch.channels_last)
         wanted = [*layer.parameters()] + ([x.requires_grad_()] if a > 1 else [])
         work.append((layer, x, wanted, torch.randn_like(layer(x))))
 
@@ -222,8 +222,8 @@ def products(batch: int) -> Callable[[], object]:
     for transposed, a, b, k, s, p, _, side in LAYERS:
         rows = side if transposed else (side + 2 * p - k) // s + 1
         inner, outer = (a, b * k * k) if transposed else (a * k * k, b)
-        x, y = (torch.randn(batch * rows * rows, n).bfloat16() for n in (inner, outer))
-        work.append((x, y, torch.randn(inner, outer).bfloat16(), a > 1))
+        x, y = (torch.randn(batch * rows * rows, n).to(FAST) for n in (inner, outer))
+        work.append((x, y, torch.randn(inner, outer).to(FAST), a > 1))
 
     def run() -> None:
         for x, y, w, deep in work:

@@ -151,7 +151,7 @@ def main() -> None:
     folder = args.out / f"{args.budget}-{args.seed}"
     model = ns.fit(
         "gan/pix2pix", Data("spoiled photos", train, train[:0], fingerprint(train[:64])), given=["spoiled", "strength"],
-        preset="photo", config=CONFIG, recipe={"lr": 1e-3, "betas": (0.9, 0.99), "clip": 1.0, "augment": ("flip", "rotate90")},
+        preset="photo", config=CONFIG, recipe={"batch": 8, "lr": 1e-3, "betas": (0.9, 0.99), "clip": 1.0, "augment": ("flip", "rotate90")},
         budget=args.budget, seed=args.seed, out=folder, on_event=tell,
     )  # fmt: skip
     true = [x.float() / 127.5 - 1 for x in truth.values()]

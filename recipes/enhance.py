@@ -149,10 +149,10 @@ def main() -> None:
     train = spoiled(Images(SPEC, ns.Schema(), levels, Given(len(levels))), args.seed)
     print(f"{len(train)} spoiled patches of {len(levels)}", flush=True)
     folder = args.out / f"{args.budget}-{args.seed}"
+    recipe = {"batch": 8, "lr": 1e-3, "betas": (0.9, 0.99), "clip": 1.0, "augment": ("flip", "rotate90")}
     model = ns.fit(
         "gan/pix2pix", Data("spoiled photos", train, train[:0], fingerprint(train[:64])), given=["spoiled", "strength"],
-        preset="photo", config=CONFIG, recipe={"batch": 8, "lr": 1e-3, "betas": (0.9, 0.99), "clip": 1.0, "augment": ("flip", "rotate90")},
-        budget=args.budget, seed=args.seed, out=folder, on_event=tell,
+        preset="photo", config=CONFIG, recipe=recipe, budget=args.budget, seed=args.seed, out=folder, on_event=tell,
     )  # fmt: skip
     true = [x.float() / 127.5 - 1 for x in truth.values()]
     table: dict[str, dict[str, float]] = {}

@@ -25,7 +25,7 @@ PEERS = ("torch", "diffusers", "transformers", "pythae", "normflows", "pytorch-f
 
 
 def measured(name: str, options: Iterable[str]) -> Iterable[dict[str, Any]]:
-    """The lines of one benchmark, as they come; what is no line is passed on to the screen."""
+    """The lines of one benchmark, as they come; what is no line of the table is passed on to the screen."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *options]
     with subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.PIPE, text=True) as process:
         for text in process.stdout or ():
@@ -36,6 +36,8 @@ def measured(name: str, options: Iterable[str]) -> Iterable[dict[str, Any]]:
                 continue
             if isinstance(line, dict) and "rates" in line:
                 yield line
+            else:
+                print(text, end="", flush=True)
         if process.wait():
             print(f"{name} ended with exit code {process.returncode}.", flush=True)
 

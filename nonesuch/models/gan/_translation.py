@@ -75,7 +75,10 @@ def primes(ratio: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The make of a `Translation`: channels and blocks at y's grid and at each coarser one, and channels after enlarging."""
+    """The make of a `Translation`: channels and blocks at y's grid and at each coarser one, and channels after enlarging.
+
+    skips: whether y and what was found on its way down are added on the way up; without, all goes through the coarsest grid.
+    """
 
     dims: int
     channels: int
@@ -85,6 +88,7 @@ class Plan:
     blocks: tuple[int, ...]
     tail: int
     noise: int = 0
+    skips: bool = True
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.blocks) or not self.widths:
@@ -152,10 +156,12 @@ class Translation(nn.Module):
             h = stage(h)
         for change, stage in zip(self.coarser, self.up, strict=True):
             skip = skips.pop()
-            h = stage(skip + _crop(upsample(change(h)), skip.shape[2:]))
+            h = _crop(upsample(change(h)), skip.shape[2:])
+            h = stage(skip + h if self.plan.skips else h)
         for factor, grow in zip(primes(self.plan.ratio), self.grow, strict=True):
             h = depth_to_space(grow(activation(h)), factor)
-        return self.base(y) + self.leave(activation(h)).float()
+        x = self.leave(activation(h)).float()
+        return self.base(y) + x if self.plan.skips else x
 
     def base(self, y: Tensor) -> Tensor:
         """What x is at first: y enlarged, its first channels where it has more, the one it has where it has one."""

@@ -55,6 +55,8 @@ class Config:
 
     widths, blocks: channels and residual blocks of each generator from the picture's grid to coarser ones; critic_widths,
     critic_blocks: the same of each critic. adversarial, cycle, identity: weights of the generators' terms (Eq. 1).
+    skips: whether a picture begins as the one it is made of and keeps its lines on the way; without, as in the paper's network,
+    all goes through the coarsest grid, and shapes may change, too.
     gamma, last_gamma: weight of the critics' penalties at the beginning and, by a constant factor an image, at the end. Slopes
     have to reach from heap to heap: at first these are far apart (at 0.1 critics are steep and soon sure, and generators stay
     what they are at first, the identity), and at last near, and what still tells them apart is fine.
@@ -65,6 +67,7 @@ class Config:
     blocks: tuple[int, ...] = (1, 1, 2)
     critic_widths: tuple[int, ...] = (32, 64, 96)
     critic_blocks: tuple[int, ...] = (0, 1, 1)
+    skips: bool = True
     adversarial: float = 1.0
     cycle: float = 1.0
     identity: float = 0.2
@@ -123,7 +126,8 @@ class CycleGAN(Model, Translator):
         self.kind, category = others.category()
         self.kinds, dims = len(category.names), len(spec.size)
         self.bounded = spec.kind == "ordinal" or spec.value_range is not None
-        plan = Plan(dims, spec.channels, spec.channels, 1, tuple(config.widths), tuple(config.blocks), config.widths[0])
+        widths, blocks = tuple(config.widths), tuple(config.blocks)
+        plan = Plan(dims, spec.channels, spec.channels, 1, widths, blocks, widths[0], skips=config.skips)
         self.reach, self.multiple = plan.reach, plan.multiple
         shape = Shape(spec.size, tuple(config.critic_widths), tuple(config.critic_blocks), 1.0, 8, 3)
         self.generators = nn.ModuleList(Translation(plan) for _ in range(self.kinds))

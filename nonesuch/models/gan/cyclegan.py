@@ -82,7 +82,7 @@ _RECIPE = {"batch": 8, "lr": 5e-4, "betas": (0.5, 0.99), "clip": 0.0, "hide": 0.
 PRESETS = {
     "tiny":  Preset({"widths": (8, 8), "blocks": (1, 1), "critic_widths": (8, 16), "critic_blocks": (1, 1),
                      "gamma": 1.0, "last_gamma": 1.0}, _RECIPE),
-    "32px":  Preset({}, _RECIPE, up_to_px=32),
+    "32px":  Preset({"blocks": (1, 1, 4), "skips": False}, _RECIPE, up_to_px=32),
     "photo": Preset({"widths": (32, 64, 128, 128), "blocks": (1, 1, 2, 2), "critic_widths": (32, 64, 96, 128),
                      "critic_blocks": (0, 0, 1, 1)}, _RECIPE, up_to_px=256),
 }  # fmt: skip

@@ -16,6 +16,8 @@ from nonesuch.data.formats import Picture, encode
 ORIGIN = Origin("sample", "diffusion/edm", "ab" * 32, 7, 41, {"label": "3"}, date="2026-11-28", library="nonesuch 0.1.0")
 PHOTO = np.ascontiguousarray(np.moveaxis(load_sample_image("china.jpg"), -1, 0)[:, :256, :256])
 
+_FORGED = '{"format": 1, "asked": {"provenance": true}, "fixed": {}, "builds": [], "shards": {}, "complete": true}'
+
 Said = pytest.CaptureFixture[str]
 
 
@@ -30,6 +32,15 @@ def folder(tmp_path: Path) -> Path:
     }.items():  # fmt: skip
         (tmp_path / name).write_bytes(data)
     return tmp_path
+
+
+@pytest.mark.parametrize("text", ['{"name": "another program"}', "[]", "no JSON", _FORGED])
+def test_a_manifest_that_is_no_data_sets_is_a_file_without_an_origin(text: str, folder: Path, capsys: Said):
+    (folder / "manifest.json").write_text(text)
+    assert cli.main(["whence", str(folder / "manifest.json"), str(folder / "small.png")]) == 1
+    nothing, small = capsys.readouterr().out.splitlines()
+    assert "manifest.json: no origin in its metadata" in nothing
+    assert "small.png: sample by diffusion/edm" in small
 
 
 def test_a_line_a_file(folder: Path, capsys: Said):

@@ -50,16 +50,17 @@ def signed(data: bytes, suffix: str, origin: Origin, certificates: bytes, key: b
     _c2pa()
     if suffix.lower() not in _TYPES:
         raise ValueError(f"{suffix} files cannot be signed here; {', '.join(_TYPES)} can.")
-    return _signed(data, _TYPES[suffix.lower()], origin, certificates, key, suffix, True)
+    return _signed(data, _TYPES[suffix.lower()], origin, certificates, key, suffix)
 
 
 def sealed(data: bytes, origin: Origin, certificates: bytes, key: bytes) -> bytes:
     """A signed manifest store for a file of any kind, to be kept beside it under its name and ".c2pa". See `signed`."""
-    return _signed(data, _ANY, origin, certificates, key, SEAL, False)
+    return _signed(data, _ANY, origin, certificates, key, SEAL)
 
 
-def _signed(data: bytes, kind: str, origin: Origin, certificates: bytes, key: bytes, called: str, within: bool) -> bytes:
-    c2pa = _c2pa()
+def _signed(data: bytes, kind: str, origin: Origin, certificates: bytes, key: bytes, called: str) -> bytes:
+    """The file with its store, or the store alone where the kind of file has no place for one."""
+    c2pa, within = _c2pa(), kind != _ANY
     said: dict[str, Any] = {"action": "c2pa.created", "digitalSourceType": _IPTC + origin.source}
     if origin.source != "trainedAlgorithmicMedia":  # what it was made from is another file, which is not at hand
         said["description"] = "a real picture, changed"

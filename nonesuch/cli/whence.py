@@ -56,8 +56,10 @@ def _asked(path: Path) -> dict[str, Any]:
     except ValueError as error:
         note = str(error).removeprefix(f"{name} ").rstrip(".")
     beside = path.with_name(path.name + SEAL)
-    small = path.stat().st_size < _MOST_BYTES
-    seal = signature(path.read_bytes(), path.suffix, beside.read_bytes() if beside.is_file() else None) if small else None
+    files = [path, beside] if beside.is_file() else [path]
+    small = sum(file.stat().st_size for file in files) < _MOST_BYTES
+    store = beside.read_bytes() if small and beside in files else None
+    seal = signature(path.read_bytes(), path.suffix, store) if small else None
     said = {"file": name, "origin": None if origin is None else origin.to_json(), "mark": mark, "note": note}
     return said if seal is None else {**said, "signature": asdict(seal)}
 
@@ -70,8 +72,11 @@ def _origin(path: Path) -> Origin | None:
 
     if path.name != MANIFEST:
         return read_origin(path)
-    ledger = Ledger.read(path.parent)
-    return None if ledger is None or not ledger.asked["provenance"] else origin_of(ledger.asked, ledger.fixed)
+    try:
+        ledger = Ledger.read(path.parent)
+        return origin_of(ledger.asked, ledger.fixed) if ledger and ledger.asked["provenance"] else None
+    except (ValueError, KeyError, TypeError):  # another program's manifest, or a stranger's: no origin, as of any other file
+        return None
 
 
 def _sentence(one: dict[str, Any]) -> str:

@@ -174,10 +174,10 @@ class Translation(nn.Module):
 class Glance(nn.Module):
     """What a whole picture y says of itself, and what that and c mean for every part of it.
 
-    `look`: y (B, channels, *size) of any size -> float32: the distribution function of each channel at evenly spread values,
-    which is what histogram equalisation goes by, and the mean over the picture of what a few strided convolutions find, by which
-    grain and the edges of blocks show. `forward`: that and c (B, width) -> another c, and y with each channel sent through a
-    curve: y + a piecewise linear function, zero at first.
+    `look`: y (B, channels, *size) on [-1, 1], of any size -> (B, features + 32 channels) float32: the mean over the picture of
+    what a few strided convolutions find, by which grain and the edges of blocks show, and the distribution function of each
+    channel at evenly spread values less that of even light, which is what histogram equalisation goes by. `forward`: y, that and
+    c (B, width) -> another c, and y with each channel sent through a curve: y + a piecewise linear function, zero at first.
 
     References: Deep Bilateral Learning for Real-Time Image Enhancement (Gharbi et al., 2017) arXiv:1707.02880, section 3.1
                 (global features)

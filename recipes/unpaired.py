@@ -84,7 +84,7 @@ def tell(event: Event) -> None:
 
 def fitted(args: argparse.Namespace, data: Data, config: dict[str, object], folder: Path) -> dict[str, Model]:
     """For each kind, what makes pictures of it of those of the other."""
-    how = {"budget": args.budget, "seed": args.seed, "out": folder, "on_event": tell}
+    how = {"budget": args.budget, "seed": args.seed, "out": folder, "on_event": tell, "allow_change": ["images"]}
     if args.by == "cyclegan":
         return dict.fromkeys(KINDS, ns.fit("gan/cyclegan", data, given="kind", preset="32px", config=config, **how))
     model = ns.fit("diffusion", data, given="kind", config=SMALL | config, recipe={"batch": 32, "lr": 1e-3, "hide": 0.0}, **how)
@@ -105,7 +105,7 @@ def main() -> None:
     data, labelled, tests = heaps(args.data, args.degrees)
     tests = {kind: (x[: args.images], y[: args.images]) for kind, (x, y) in tests.items()}
     config = {k: json.loads(v) for k, _, v in (one.partition("=") for one in args.set)}
-    folder = args.out / "-".join([args.by, args.budget, f"{args.degrees:g}", str(args.seed), *args.set])
+    folder = args.out / "-".join([args.by, f"{args.degrees:g}", str(args.seed), *args.set])
     models = fitted(args, data, config, folder)
     scores, rows = {}, []
     for source, target in (KINDS, KINDS[::-1]):

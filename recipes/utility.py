@@ -60,7 +60,7 @@ def samples(args: argparse.Namespace, data: Data, share: float, trial: int) -> t
     config = None if args.preset or args.model != "diffusion" else SMALL
     model = ns.fit(
         args.model, mine, given=mine.schema.category()[0], budget=budget_of(args.budget, share), seed=own, preset=args.preset,
-        config=config, recipe=None if config is None else {"batch": 32, "lr": 1e-3}, out=folder, progress=True,
+        config=config, recipe=None if config is None else {"batch": 32, "lr": 1e-3, "hide": 0.0}, out=folder, progress=True,
     )  # fmt: skip
     fitted = time.perf_counter()
     name, column = mine.schema.category()

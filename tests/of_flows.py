@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from nonesuch.core.image import ImageSpec
-from nonesuch.core.seeds import Seeds
+from nonesuch.core.seeds import Seeds, initialise
 
 
 def shake(model: nn.Module, scale: float = 1.0, seed: int = 0) -> nn.Module:
-    """Random weights, the silent layers included; less of it in a dequantizer, so that importance weights have few outliers."""
+    """Random weights by key, the silent layers included; less in a dequantizer, so that importance weights have few outliers."""
     with torch.no_grad():
+        initialise(model, seed)  # what torch's own generator gave a bare network depends on the tests before
         for i, (name, p) in enumerate(model.named_parameters()):
             here = scale * (0.3 if name.startswith("dequantizer") else 1.0)
             fan_in = p[0].numel() if p.dim() > 1 else 4

@@ -324,7 +324,7 @@ def test_decode_has_a_slope_in_z():
 def test_samples_follow_the_model():
     spec = ImageSpec(1, (1, 2), levels=2)
     model = flow(spec, scale=0.0)
-    shake(model.flow)  # and a silent dequantizer, of the least variance
+    shake(model.flow, 0.4)  # and a silent dequantizer: a steeper flow has a few draws that weigh more than all others
     k = spec.to_levels(model.sample(6000, seeds=0)).view(-1, 2)
     share = torch.bincount(k[:, 0] * 2 + k[:, 1], minlength=4).double() / len(k)
     grid = spec.from_levels(torch.cartesian_prod(torch.arange(2), torch.arange(2)).view(4, 1, 1, 2))

@@ -166,6 +166,20 @@ def test_the_generators_terms_are_those_by_hand():
     assert below.shape == (4, 16), "a logit for each patch of the coarsest grid"
 
 
+@torch.no_grad()
+def test_a_relative_error_asks_for_the_same_ratio_of_every_picture():
+    """The slope of log e is 1 / e: pictures that are wrong by 0.5 and by 0.005 want to change their errors in proportion."""
+    built = model(replace(TINY, relative=True), schema=Schema({"y": Image(SPEC)}))
+    y = torch.zeros(2, 3, 8, 8)
+    x = y + torch.tensor([0.5, 0.005]).view(2, 1, 1, 1)
+    keys = Seeds.of(0, 2)
+    loss = built._generator_terms(Batch(x, Given(2, {"y": y}), keys, 0, 100)).loss["pixel"]
+    expected = torch.tensor([(d**2 + 1e-6) ** 0.5 / 1e-3 for d in (0.5, 0.005)]).log().mean()
+    torch.testing.assert_close(loss, TINY.pixel * expected)
+    equal = built._generator_terms(Batch(y, Given(2, {"y": y}), keys, 0, 100)).loss["pixel"]
+    assert float(equal) == pytest.approx(0, abs=1e-6), "and it is never negative"
+
+
 def test_the_critics_penalty_is_that_of_the_mean_patch_at_every_kth_round():
     built = stirred(model(replace(TINY, penalty_every=3, gamma=0.5)))
     for turn in range(4):
@@ -258,9 +272,9 @@ def test_a_number_beside_the_picture_is_read():
 
 def test_curves_are_piecewise_linear_between_their_knots():
     keys = Seeds.of(3, 2)
-    y, knots = keys.uniform("y", 3, 5, 7) * 2 - 1, keys.normal("knots", 3, 12)
+    y, knots = keys.uniform("y", 3, 5, 7) * 2 - 1, keys.normal("knots", 12)
     expected = y + torch.stack([
-        torch.from_numpy(np.interp(y[i, c], np.linspace(-1, 1, 12), knots[i, c])) for i in range(2) for c in range(3)
+        torch.from_numpy(np.interp(y[i, c], np.linspace(-1, 1, 12), knots[i])) for i in range(2) for c in range(3)
     ]).view_as(y)  # fmt: skip
     torch.testing.assert_close(curved(y, knots), expected.float(), atol=1e-5, rtol=0)
     assert curved(y, torch.zeros_like(knots)).equal(y)

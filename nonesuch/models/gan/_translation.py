@@ -177,7 +177,8 @@ class Glance(nn.Module):
     `look`: y (B, channels, *size) on [-1, 1], of any size -> (B, features + 32 channels) float32: the mean over the picture of
     what a few strided convolutions find, by which grain and the edges of blocks show, and the distribution function of each
     channel at evenly spread values less that of even light, which is what histogram equalisation goes by. `forward`: y, that and
-    c (B, width) -> another c, and y with each channel sent through a curve: y + a piecewise linear function, zero at first.
+    c (B, width) -> another c, and y with all channels sent through one curve: y + a piecewise linear function, zero at first. It
+    is one curve because light and contrast are what the whole picture tells; a curve for each channel learns casts of colour.
 
     References: Deep Bilateral Learning for Real-Time Image Enhancement (Gharbi et al., 2017) arXiv:1707.02880, section 3.1
                 (global features)
@@ -186,11 +187,11 @@ class Glance(nn.Module):
 
     def __init__(self, dims: int, channels: int, features: int, width: int) -> None:
         super().__init__()
-        self.channels, self.width = channels, width
+        self.width = width
         widths = (channels, max(8, features // 4), max(8, features // 2), features)
         self.convs = nn.ModuleList(gained(Conv(dims, a, b, stride=2), _GAIN) for a, b in pairwise(widths))
         self.first = gained(Linear(features + channels * _VALUES + width, 2 * features), _GAIN)
-        self.second = zero(Linear(2 * features, width + channels * _KNOTS))
+        self.second = zero(Linear(2 * features, width + _KNOTS))
 
     def look(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         counts = torch.stack([torch.histc(v.float(), _VALUES, -1, 1) for v in y.detach().clamp(-1, 1).flatten(2).flatten(0, 1)])
@@ -202,13 +203,13 @@ class Glance(nn.Module):
 
     def forward(self, y: Tensor, looked: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         out = self.second(activation(self.first(torch.cat([looked, c], 1))))
-        return c + out[:, : self.width], curved(y, out[:, self.width :].view(len(y), self.channels, _KNOTS))
+        return c + out[:, : self.width], curved(y, out[:, self.width :])
 
 
 def curved(y: Tensor, knots: Tensor) -> Tensor:
-    """y (B, C, *size) plus the piecewise linear function with values `knots` (B, C, K) at K even places of [-1, 1]."""
-    at = (y.clamp(-1, 1) + 1).flatten(2) * ((knots.shape[2] - 1) / 2)
-    hats = (1 - (at[..., None] - torch.arange(knots.shape[2], device=y.device)).abs()).clamp_min(0)
+    """y (B, C, *size) plus the piecewise linear function with values `knots` (B, K) at K even places of [-1, 1]."""
+    at = (y.clamp(-1, 1) + 1).flatten(1) * ((knots.shape[1] - 1) / 2)
+    hats = (1 - (at[..., None] - torch.arange(knots.shape[1], device=y.device)).abs()).clamp_min(0)
     return y + (hats @ knots[..., None]).view_as(y)
 
 

@@ -47,8 +47,7 @@ from nonesuch.evaluate.restoration import psnr
 from nonesuch.nn.bicubic import enlarge
 
 STEPS, DRAWS = 8, 2  # strengths that noise and compression are made at in training, and how often a patch is spoiled each way
-CONFIG = {"widths": (24, 48, 96), "blocks": (1, 2, 2), "glance": 64, "relative": True,
-          "adversarial": 0.0, "features": 0.0, "noise": 0}  # fmt: skip
+CONFIG = {"widths": (24, 48, 96), "blocks": (1, 2, 2), "glance": 64, "adversarial": 0.0, "features": 0.0, "noise": 0}
 SIDES = (96, 112, 132)  # of photos that a patch shows most of
 ENLARGED = 3  # 32 x 32 pictures, to the size of a patch
 SCHEMA = ns.Schema({"spoiled": Image(SPEC), "strength": Number(mean=0.5, std=0.3)})

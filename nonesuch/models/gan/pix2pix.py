@@ -24,7 +24,6 @@ References:
     ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks (Wang et al., 2018) arXiv:1809.00219, sections 3.2, 3.3
     High-Resolution Image Synthesis and Semantic Manipulation with Conditional GANs (Wang et al., 2017) arXiv:1711.11585
     Deep Laplacian Pyramid Networks for Fast and Accurate Super-Resolution (Lai et al., 2017) arXiv:1704.03915 (Charbonnier's rho)
-    Simple Baselines for Image Restoration (Chen et al., 2022) arXiv:2204.04676 (the relative error: its loss is the PSNR)
 """
 
 from __future__ import annotations
@@ -61,8 +60,7 @@ class Config:
     of the one before; tail: channels after enlarging; noise: channels of noise (0: the generator is deterministic).
     glance: features of the whole picture that every part of it is told (0: none).
     critic_widths, critic_blocks: the same of the critic, from the made picture's grid on.
-    pixel, adversarial, features: weights of the generator's terms (Eq. 1). relative: whether the pixel term is the logarithm of
-    each picture's error, so that its halving counts as much where little is wrong as where much is, as it does in decibels.
+    pixel, adversarial, features: weights of the generator's terms (Eq. 1).
     gamma: weight of the critic's penalties; penalty_every: rounds between them; critic_lr: relative to the generator's.
     """
 
@@ -74,7 +72,6 @@ class Config:
     critic_widths: tuple[int, ...] = (32, 64, 128)
     critic_blocks: tuple[int, ...] = (0, 1, 1)
     pixel: float = 1.0
-    relative: bool = False
     adversarial: float = 0.02
     features: float = 0.1
     gamma: float = 0.1
@@ -159,8 +156,7 @@ class Pix2Pix(Model, Translator):
         config = self.config
         fake = self.generate(self._picture(batch.given), batch.given, batch.keys, "generator/noise")
         off = fake - batch.x
-        error = (off.square() + _SMOOTH**2).sqrt().flatten(1).mean(1)
-        loss = {"pixel": config.pixel * ((error / _SMOOTH).log() if config.relative else error).mean()}  # Eq. 1
+        loss = {"pixel": config.pixel * (off.square() + _SMOOTH**2).sqrt().mean()}  # Eq. 1
         watch = {"rmse": off.detach().square().mean().sqrt()}
         if self.plays:
             real, seen = self._seen(batch.x, fake, batch.keys, "generator/grid").chunk(2)
